@@ -1,0 +1,1 @@
+"""The database, speaking the domain: rows and SQL stop here."""

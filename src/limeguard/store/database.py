@@ -1,0 +1,165 @@
+"""One engine for a service, its transactions, and its schema upgrades. Knows SQL dialects; knows nothing of the tables.
+
+Faults of the database come out as `StoreUnavailable` (try again later, nothing was written) and `Conflict` (a
+uniqueness rule spoke); everything else is a bug of ours and passes through.
+"""
+
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+ASYNC_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+    "mysql": "mysql+asyncmy",
+    "mariadb": "mariadb+asyncmy",
+}
+BUSY_SECONDS = 10.0
+"""How long a SQLite writer waits for another one."""
+
+
+class StoreUnavailable(Exception):  # noqa: N818 - a state of the world
+    """The database cannot be used now; nothing of the transaction was kept."""
+
+
+class Conflict(Exception):  # noqa: N818 - a state of the world
+    """A row with that key exists already, or another writer was first."""
+
+
+class UnknownDatabaseError(ValueError):
+    """The database URL cannot be used; the text says why."""
+
+
+def async_url(url: str) -> URL:
+    """Turn a database URL, with whatever driver it names, into the one with our driver. Raises UnknownDatabaseError."""
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as problem:
+        raise UnknownDatabaseError(f"not a database URL: {problem}") from None
+    family = parsed.drivername.partition("+")[0]
+    if family not in ASYNC_DRIVERS:
+        raise UnknownDatabaseError(f"no support for {family} databases: use sqlite, postgresql or mysql")
+    return parsed.set(drivername=ASYNC_DRIVERS[family])
+
+
+def _prepare_sqlite_file(url: URL) -> None:
+    """Make the file readable for its owner alone before anything is written to it."""
+    if not url.database or url.database == ":memory:":
+        return
+    path = Path(url.database)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if stat.S_IMODE(os.fstat(handle).st_mode) & 0o077:
+            os.fchmod(handle, 0o600)
+    finally:
+        os.close(handle)
+
+
+def _listen_sqlite(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def pragmas(connection: Any, _record: object) -> None:
+        # SQLAlchemy's own BEGIN is written below: the driver must not add one of its kind.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",  # a distrusted node stays distrusted when the power goes
+            "foreign_keys=ON",
+            f"busy_timeout={int(BUSY_SECONDS * 1000)}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the write lock at once: upgrading a read lock half-way fails under load.
+        writes = connection.get_execution_options().get("limeguard_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+class Database:
+    """A service's database: `transaction` for writes, `reading` for reads; both raise this module's two errors."""
+
+    def __init__(self, url: str, *, pool_size: int = 5, overflow: int = 10) -> None:
+        """Prepare the engine; nothing is opened yet. Raises UnknownDatabaseError."""
+        self.url = async_url(url)
+        self.dialect = self.url.get_backend_name()
+        if self.dialect == "sqlite":
+            _prepare_sqlite_file(self.url)
+            self.engine = create_async_engine(self.url, connect_args={"timeout": BUSY_SECONDS})
+            _listen_sqlite(self.engine)
+        else:
+            self.engine = create_async_engine(
+                self.url, pool_size=pool_size, max_overflow=overflow, pool_pre_ping=True, pool_timeout=BUSY_SECONDS
+            )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection whose work is committed at the end, or undone when the block raises."""
+        with _faults():
+            async with self.engine.connect() as raw:
+                connection = await raw.execution_options(limeguard_write=True)
+                async with connection.begin():
+                    yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection for reading."""
+        with _faults():
+            async with self.engine.connect() as connection:
+                yield connection
+
+    async def migrate(self, component: str) -> None:
+        """Bring the tables of `component` (a folder below `migrations`) to the newest revision."""
+        with _faults():
+            async with self.engine.connect() as raw:
+                connection = await raw.execution_options(limeguard_write=True)
+                async with connection.begin():
+                    await connection.run_sync(_upgrade, component)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def _upgrade(connection: Connection, component: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations") / component))
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = f"limeguard_{component}_version"
+    alembic.command.upgrade(config, "head")
+
+
+class _faults:  # noqa: N801 - reads as a statement
+    """Maps the errors of drivers and pool to StoreUnavailable and Conflict."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, IntegrityError):
+            raise Conflict(str(error.orig)) from error
+        if isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeoutError | OSError) or (
+            isinstance(error, DBAPIError) and error.connection_invalidated
+        ):
+            raise StoreUnavailable(f"the database cannot be used: {type(error).__name__}") from error

@@ -1,0 +1,5 @@
+"""Migrations of the registrar's tables."""
+
+from limeguard.store.migration_env import run
+
+run()

@@ -1,0 +1,302 @@
+"""Routes to handlers: the order in which a request is checked before any handler sees it.
+
+    request id -> route (404, 405, 501) -> transport (400) -> caller (401) -> authority (403) -> body (413) -> handler
+
+A handler gets a `Request` and returns a `Response`; both are plain values, so an app can be driven in process without a
+socket. What a request means is the business of the handlers.
+"""
+
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+from limeguard.telemetry import clean, get_logger
+from limeguard.web.auth import ANONYMOUS, Authorizer, Caller, Unauthorized
+
+log = get_logger("keylime.web")
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MAX_REQUEST_ID = 36
+MAX_QUERY_FIELDS = 64
+EMPTY_TYPE = "text/html; charset=UTF-8"
+JSON_TYPE = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What goes back: a status, a body, and headers beside the content type."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = EMPTY_TYPE
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+BodyReader = Callable[[int], Awaitable[bytes]]
+"""Reads the whole body of a request, of at most so many bytes; raises BodyTooLarge or BodyTimeout."""
+
+
+class BodyTooLarge(Exception):  # noqa: N818 - a fact about the request
+    """The body is larger than the bound."""
+
+
+class BodyTimeout(Exception):  # noqa: N818 - a fact about the request
+    """The body did not arrive in time."""
+
+
+async def no_body(_limit: int) -> bytes:
+    """Return the empty body."""
+    return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a handler sees it.
+
+    `params` are the path's own segments, not percent-decoded; no query can shadow them.
+    """
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+    caller: Caller
+    secure: bool
+    request_id: str
+    peer: str
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation: method, path pattern such as `/v2/agents/{agent_id}`, the action to be allowed, and what to call.
+
+    `{name}` matches one non-empty segment. The first segment may name a version group (`versions` of the app).
+    `plain_http` opens the route to the listener without TLS.
+    """
+
+    method: str
+    pattern: str
+    action: str
+    handler: Handler
+    plain_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request before it has been routed: what the transport knows. `target` is path and query as sent."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    read_body: BodyReader = no_body
+    certificate_name: str | None = None
+    secure: bool = True
+    peer: str = ""
+
+
+ErrorResponder = Callable[[int, str], Response]
+"""Builds the answer for a refusal of the kit that carries a text (413, 408) in the service's own envelope."""
+
+
+def empty(status: int) -> Response:
+    """Return the bare answer that the framework gives before a handler is reached."""
+    return Response(status)
+
+
+def bare_error(status: int, _text: str) -> Response:
+    """Answer a refusal without text."""
+    return empty(status)
+
+
+def auth_error(status: int, title: str, detail: str) -> Response:
+    """Return the one-line document of a refused credential (401) or a refused action (403)."""
+    document = {"errors": [{"status": str(status), "title": title, "detail": detail}]}
+    return Response(status, json.dumps(document).encode(), "application/json; charset=UTF-8")
+
+
+def clean_request_id(value: str) -> str:
+    """Keep the word characters of a request id, at most 36."""
+    return re.sub(r"\W", "", value, flags=re.ASCII)[:MAX_REQUEST_ID]
+
+
+class _Refused(Exception):  # noqa: N818 - an answer on its way out
+    """A check before the handler gave the answer."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+class _Node:
+    """One level of the routing tree."""
+
+    __slots__ = ("literal", "name", "parameter", "routes")
+
+    def __init__(self) -> None:
+        self.literal: dict[str, _Node] = {}
+        self.parameter: _Node | None = None
+        self.name = ""
+        self.routes: dict[str, tuple[Route, tuple[str, ...]]] = {}
+
+
+class App:
+    """A table of routes with authority beside each path, and the fixed order of checks in front of it."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        authorizer: Authorizer,
+        *,
+        versions: Mapping[str, str] | None = None,
+        max_body: int = 100 * 1024 * 1024,
+        on_error: ErrorResponder = bare_error,
+    ) -> None:
+        """Build the routing tree. `versions` maps a first path segment as sent (`v2.6`) to its pattern (`v2`)."""
+        self.routes = tuple(routes)
+        self.authorizer = authorizer
+        self._versions = dict(versions or {})
+        self._max_body = max_body
+        self._on_error = on_error
+        self._root = _Node()
+        for route in self.routes:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        node, names = self._root, []
+        for segment in _segments(route.pattern):
+            if segment.startswith("{"):
+                names.append(segment[1:-1])
+                node.parameter = node.parameter or _Node()
+                node = node.parameter
+            else:
+                node = node.literal.setdefault(segment, _Node())
+        if route.method in node.routes:
+            raise ValueError(f"two routes for {route.method} {route.pattern}")
+        node.routes[route.method] = (route, tuple(names))
+
+    def _find(self, path: str) -> tuple[_Node | None, list[str]]:
+        if "//" in path:
+            return None, []
+        segments = _segments(path)
+        if segments and segments[0] in self._versions:
+            segments[0] = self._versions[segments[0]]
+        elif segments and segments[0] in self._versions.values():
+            return None, []
+        node, values = self._root, []
+        for segment in segments:
+            following = node.literal.get(segment)
+            if following is None and segment and node.parameter is not None:
+                values.append(segment)
+                following = node.parameter
+            if following is None:
+                return None, []
+            node = following
+        return (node, values) if node.routes else (None, [])
+
+    async def handle(self, incoming: Incoming) -> Response:
+        """Answer one request. Never raises: a fault of ours is logged and answered with an empty 500."""
+        started = time.perf_counter()
+        request_id = clean_request_id(incoming.headers.get("X-Request-ID", ""))
+        try:
+            response = await self._answer(incoming, request_id)
+        except Exception:
+            log.exception("Error while answering %s %s", clean(incoming.method), clean(incoming.target))
+            response = empty(500)
+        log.info(
+            "%s %s from %s -> %d in %.1f ms",
+            clean(incoming.method),
+            clean(incoming.target),
+            clean(incoming.peer),
+            response.status,
+            (time.perf_counter() - started) * 1000,
+        )
+        return Response(
+            response.status, response.body, response.content_type, {**response.headers, "X-Request-ID": request_id}
+        )
+
+    async def _answer(self, incoming: Incoming, request_id: str) -> Response:
+        try:
+            route, params = self._route(incoming)
+            caller = await self._authorize(incoming, route, params)
+            path, _, query_text = incoming.target.partition("?")
+            query = _query(query_text)
+            body = await self._body(incoming)
+        except _Refused as refused:
+            return refused.response
+        except ValueError:
+            return empty(400)
+        return await route.handler(
+            Request(
+                method=incoming.method,
+                path=path,
+                params=params,
+                query=query,
+                headers=incoming.headers,
+                body=body,
+                caller=caller,
+                secure=incoming.secure,
+                request_id=request_id,
+                peer=incoming.peer,
+            )
+        )
+
+    def _route(self, incoming: Incoming) -> tuple[Route, dict[str, str]]:
+        if incoming.method not in METHODS:
+            raise _Refused(empty(501))
+        node, values = self._find(incoming.target.partition("?")[0])
+        if node is None:
+            raise _Refused(empty(404))
+        found = node.routes.get(incoming.method)
+        if found is None:
+            raise _Refused(Response(405, headers={"Allow": ", ".join(sorted(node.routes))}))
+        route, names = found
+        if not incoming.secure and not route.plain_http:
+            raise _Refused(empty(400))
+        return route, dict(zip(names, values, strict=True))
+
+    async def _authorize(self, incoming: Incoming, route: Route, params: Mapping[str, str]) -> Caller:
+        try:
+            caller = await self._caller(incoming)
+        except Unauthorized as refused:
+            raise _Refused(auth_error(401, "Unauthorized", str(refused))) from refused
+        reason = self.authorizer.refusal(route.action, caller, params.get("agent_id"))
+        if reason is not None:
+            raise _Refused(auth_error(403, "Forbidden", reason))
+        return caller
+
+    async def _body(self, incoming: Incoming) -> bytes:
+        try:
+            return await incoming.read_body(self._max_body)
+        except BodyTooLarge:
+            text = f"Request body is larger than {self._max_body} bytes"
+            raise _Refused(self._on_error(413, text)) from None
+        except BodyTimeout:
+            raise _Refused(self._on_error(408, "Request body did not arrive in time")) from None
+
+    async def _caller(self, incoming: Incoming) -> Caller:
+        if not incoming.secure and "Authorization" not in incoming.headers:
+            return ANONYMOUS
+        return await self.authorizer.identify(incoming.headers.get("Authorization"), incoming.certificate_name)
+
+
+def _segments(path: str) -> list[str]:
+    trimmed = path.strip("/")
+    return trimmed.split("/") if trimmed else []
+
+
+def _query(text: str) -> dict[str, str]:
+    """Decode a query string; the last of equal names wins, blank values count as absent. Raises ValueError."""
+    return dict(parse_qsl(text, keep_blank_values=False, max_num_fields=MAX_QUERY_FIELDS, errors="replace"))
+
+
+def json_response(status: int, body: bytes) -> Response:
+    """Return a JSON body that a `wire` module encoded."""
+    return Response(status, body, JSON_TYPE)

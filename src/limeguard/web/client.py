@@ -1,0 +1,149 @@
+"""A pooled HTTP client that keeps its promises towards hostile peers.
+
+Every call has a total time and a size bound, follows no redirect, keeps no cookie, and unpacks nothing. A peer with a
+pinned certificate is compared with the pin before a byte of the request is sent; pinned peers share one TLS context.
+"""
+
+import hashlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from aiohttp import ClientRequest, DummyCookieJar, Fingerprint, TCPConnector
+
+from limeguard.telemetry import clean, get_logger
+
+log = get_logger("keylime.http")
+
+
+class Unreachable(Exception):  # noqa: N818 - a fact about the peer
+    """No usable HTTP answer came: refused, reset, timed out, wrong certificate, too large, or not HTTP.
+
+    `kind` is one of connect, timeout, tls, certificate, too_large, protocol.
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete HTTP answer, of whatever status."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+Pin = Fingerprint
+"""The certificate that a peer must present. Keep one object per peer: the pool tells connections apart by it."""
+
+
+def make_pin(certificate_der: bytes) -> Pin:
+    """Pin a peer to exactly this certificate (DER)."""
+    return Fingerprint(hashlib.sha256(certificate_der).digest())
+
+
+class _SharedContextConnector(TCPConnector):
+    """Uses our own context for pinned peers too.
+
+    aiohttp replaces the context by one without a client certificate when a request carries a fingerprint.
+    """
+
+    def _get_ssl_context(self, req: ClientRequest) -> ssl.SSLContext | None:
+        if req.is_ssl() and isinstance(req.ssl, Fingerprint) and isinstance(self._ssl, ssl.SSLContext):
+            return self._ssl
+        return super()._get_ssl_context(req)
+
+
+class HttpClient:
+    """Connections to many peers over one TLS context. Made inside a running loop; `close` it."""
+
+    def __init__(
+        self,
+        context: ssl.SSLContext | None,
+        *,
+        timeout: float,
+        max_answer: int,
+        connections: int = 0,
+        per_host: int = 0,
+        keepalive: float = 30.0,
+    ) -> None:
+        """Bound each call to `timeout` seconds in all and `max_answer` bytes of body; 0 connections is no bound."""
+        self._max_answer = max_answer
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        connector = _SharedContextConnector(
+            ssl=context if context is not None else True,
+            limit=connections,
+            limit_per_host=per_host,
+            keepalive_timeout=keepalive,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": "limeguard"},
+        )
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        pin: Pin | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - the bound of one call, given to aiohttp
+    ) -> Answer:
+        """Send one request and return its whole answer. Raises Unreachable."""
+        options: dict[str, Any] = {} if pin is None else {"ssl": pin}
+        bound = self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout)
+        try:
+            async with self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False, timeout=bound, **options
+            ) as response:
+                content = await self._read(response)
+        except TimeoutError as late:
+            raise Unreachable("timeout", "no complete answer in time") from late
+        except aiohttp.ServerFingerprintMismatch as wrong:
+            raise Unreachable("certificate", "the peer's certificate is not the registered one") from wrong
+        except (aiohttp.ClientSSLError, ssl.SSLError) as problem:
+            raise Unreachable("tls", clean(problem)) from problem
+        except aiohttp.ClientConnectorError as problem:
+            raise Unreachable("connect", clean(problem)) from problem
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            raise Unreachable("protocol", clean(f"{type(problem).__name__}: {problem}")) from problem
+        base, _, target = url.partition("://")[2].partition("/")
+        log.debug(
+            '%s://%s "%s /%s HTTP/1.1" %d %d',
+            url.partition(":")[0],
+            base,
+            method,
+            target,
+            response.status,
+            len(content),
+        )
+        return Answer(response.status, content, response.headers)
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        if (response.content_length or 0) > self._max_answer:
+            response.close()
+            raise Unreachable("too_large", f"the answer announces more than {self._max_answer} bytes")
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > self._max_answer:
+                response.close()
+                raise Unreachable("too_large", f"the answer is larger than {self._max_answer} bytes")
+            parts.append(chunk)
+        return b"".join(parts) if len(parts) != 1 else parts[0]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
