@@ -1,0 +1,127 @@
+"""The node's TPM identity over the life of the agent: EK, AK and the file that makes it the same AK after a restart.
+
+Decides when a stored AK is kept and when another is made. Blocking; all calls come from the TPM's thread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from limeguard.agent.device import Device, StaleKey, TpmError
+from limeguard.agent.ekcert import certificate_text
+from limeguard.agent.identity import ek_hash, keep_key, load_stored_key
+from limeguard.agent.templates import Algorithms
+from limeguard.agent.tpm_errors import is_lost_object
+from limeguard.crypto.keys import spki_pem
+from limeguard.evidence.tpm.structures import PublicArea, to_2b
+from limeguard.telemetry import get_logger
+
+log = get_logger("keylime_agent")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class TpmOptions:
+    """Which TPM, which keys. `ek_handle` None: the EK is made from its template."""
+
+    tcti: str
+    algorithms: Algorithms
+    owner_password: bytes
+    ek_handle: int | None
+    agent_data: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TpmIdentity:
+    """What is registered of the TPM: TPM2B_PUBLIC of both keys, the EK's PEM and its certificates (may be empty)."""
+
+    ek_public: bytes
+    ek_pem: str
+    ek_certificates: str
+    ak_public: bytes
+
+
+class Attester:
+    """Owns the TPM connection and its two keys."""
+
+    def __init__(self, options: TpmOptions) -> None:
+        """Touch nothing yet."""
+        self._options = options
+        self._device: Device | None = None
+
+    def open(self) -> TpmIdentity:
+        """Connect, load EK and AK, and keep a new AK's blobs on disk before anybody hears of it.
+
+        Raises TpmError, OSError, UnsafeFile; `close` is still to be called.
+        """
+        options = self._options
+        self._device = device = Device.open(options.tcti, options.algorithms, options.owner_password)
+        if device.is_emulator():
+            log.warning("INSECURE: this TPM is a software emulator")
+            log.warning("INSECURE: whoever controls the emulator can forge every quote of this node")
+            log.warning("INSECURE: use it for trials and tests only")
+        ek = device.load_endorsement_key(options.ek_handle)
+        pem = spki_pem(ek.public_key())
+        certificates = certificate_text(*device.endorsement_certificates())
+        if not certificates:
+            log.info("The TPM holds no certificate for its EK")
+        ak = self._load_ak(device, ek_hash(pem))
+        return TpmIdentity(to_2b(ek.raw), pem, certificates, to_2b(ak.raw))
+
+    def _load_ak(self, device: Device, hash_of_ek: str) -> PublicArea:
+        options = self._options
+        stored = load_stored_key(options.agent_data, options.algorithms, hash_of_ek)
+        if stored is not None:
+            try:
+                area = device.load_attestation_key(stored)
+            except StaleKey as problem:
+                log.warning("The kept AK cannot be used (%s); a new one is made", problem)
+            else:
+                log.info("Loaded the kept AK")
+                return area
+        stored = device.create_attestation_key()
+        keep_key(options.agent_data, stored, options.algorithms, hash_of_ek)
+        log.info("Made a new AK")
+        return device.load_attestation_key(stored)
+
+    def activate(self, blob: bytes) -> bytes:
+        """Open the registrar's challenge. Raises TpmError, ValueError."""
+        return self._with_keys(lambda device: device.activate(blob))
+
+    def release_endorsement_key(self) -> None:
+        """Give back the EK's place in the TPM once it has done its work."""
+        if self._device is not None:
+            self._device.release_endorsement_key()
+
+    def quote(self, nonce: bytes, mask: int, binding: bytes) -> str:
+        """Return the quote string. Raises TpmError."""
+        return self._with_keys(lambda device: device.quote(nonce, mask, binding))
+
+    @property
+    def ak_number(self) -> int:
+        """Return the library's own number of the AK."""
+        return 0 if self._device is None else self._device.ak_number
+
+    def _with_keys(self, use: Callable[[Device], T]) -> T:
+        """Use the TPM; when it was reset under a running agent and so lost the keys, load them and try once more."""
+        if self._device is None:
+            raise TpmError("The TPM is closed.")
+        try:
+            return use(self._device)
+        except TpmError as problem:
+            if not is_lost_object(problem.code):
+                raise
+            log.warning("The TPM has lost the keys that were loaded; they are loaded again")
+        self.close()
+        self.open()
+        result = use(self._device)
+        self.release_endorsement_key()
+        return result
+
+    def close(self) -> None:
+        """Flush both keys and disconnect. Never raises; may be called again."""
+        if self._device is not None:
+            self._device.close()
+            self._device = None

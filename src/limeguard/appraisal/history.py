@@ -1,0 +1,23 @@
+"""What one round with a node hands to the next. Holds proven facts only; how they are used is decided by the checks."""
+
+from dataclasses import dataclass
+
+from limeguard.evidence.tpm.structures import ClockInfo
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What earlier rounds proved. None: nothing yet.
+
+    `public_key` is the agent's transport key as PEM text, exactly as it was sent and bound. `ima_next_entry` is the
+    number of the first entry of the IMA log that was not judged yet, `boottime` the start of the machine in seconds
+    since 1970, 0 when the agent did not say.
+    """
+
+    clock: ClockInfo | None = None
+    public_key: str | None = None
+    ima_next_entry: int = 0
+    boottime: int = 0
+
+
+NO_HISTORY = History()

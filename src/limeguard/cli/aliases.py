@@ -1,0 +1,46 @@
+"""The command names that Keylime's users type, as entry points that run the same programs."""
+
+import sys
+from typing import NoReturn
+
+
+def verifier() -> NoReturn:
+    """Run `keylime_verifier`, which takes no options."""
+    from limeguard.cli.verifier import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def registrar() -> NoReturn:
+    """Run `keylime_registrar`, which takes no options."""
+    from limeguard.cli.registrar import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def tenant() -> NoReturn:
+    """Run `keylime_tenant` with its output layout."""
+    from limeguard.cli.tenant import keylime_tenant
+
+    sys.exit(keylime_tenant(sys.argv[1:]))
+
+
+def agent() -> NoReturn:
+    """Run `keylime_agent`."""
+    from limeguard.cli.agent import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def ca() -> NoReturn:
+    """Run `keylime_ca`."""
+    from limeguard.cli.ca import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
+def userdata_encrypt() -> NoReturn:
+    """Run `keylime_userdata_encrypt`."""
+    from limeguard.cli.userdata import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Algorithms, keys and certificates, thin over pyca/cryptography. Pure: no I/O, no clock, no settings."""

@@ -1,0 +1,1 @@
+"""Bytes from nodes to frozen facts, marked as said or proven. Holds no opinion about what is good."""

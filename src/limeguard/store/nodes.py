@@ -1,0 +1,381 @@
+"""Enrolled nodes in the database: what was enrolled, what supervision learned, and who may write it.
+
+Every row carries the number of its last write; a write says which number it builds on and is refused when another one
+came first. Knows rows and SQL; must not know what the states mean.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from limeguard.evidence.tpm.structures import ClockInfo
+from limeguard.store.database import Database
+from limeguard.store.schema_verifier import PARTITIONS, nodes
+from limeguard.telemetry import clean, get_logger
+
+log = get_logger("keylime.verifier")
+
+COMPONENT = "verifier"
+MAX_FINDINGS = 64
+"""Findings kept of a node's last bad round: nobody reads a thousand wrong files one by one."""
+MAX_CONTEXT = 4096
+"""Characters of one finding's context that are kept."""
+_CHUNK = 500
+"""Ids in one IN list: below the parameter limits of every database."""
+
+
+class StoredFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was wrong: our id, the wire's event id, its severity, JSON text of the context, advice."""
+
+    id: str
+    event_id: str
+    severity: int
+    label: str
+    context: str
+    advice: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """What an operator enrolled; fixed until the node is deleted. Times are seconds since 1970.
+
+    `mtls_cert` and `revocation_key` are only read where they are needed, so that a fleet in memory stays small.
+    """
+
+    agent_id: str
+    verifier_id: str
+    verifier_ip: str
+    verifier_port: int
+    ip: str | None
+    port: int | None
+    v: str | None = field(repr=False)
+    tpm_policy: str
+    meta_data: str | None
+    has_mb_policy: bool
+    has_runtime_policy: bool
+    accept_hash: tuple[str, ...]
+    accept_enc: tuple[str, ...]
+    accept_sign: tuple[str, ...]
+    ak_tpm: str
+    certificate_sha256: bytes | None
+    enrolled_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeState:
+    """What supervision knows of a node. Times are seconds since 1970, 0 is never."""
+
+    supported_version: str
+    phase: str
+    integrity: str
+    reachability: str
+    trust_expires_at: float | None = None
+    attempts: int = 0
+    attestation_count: int = 0
+    last_received_quote: float = 0.0
+    last_successful_attestation: float = 0.0
+    clock: ClockInfo | None = None
+    public_key: str | None = None
+    boottime: int = 0
+    ima_next_entry: int = 0
+    hash_alg: str = ""
+    enc_alg: str = ""
+    sign_alg: str = ""
+    severity_level: int | None = None
+    last_event_id: str | None = None
+    findings: tuple[StoredFinding, ...] = ()
+    required_checks: tuple[str, ...] = ()
+    ran_checks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """One row. `version` is the number of the write that the record reflects."""
+
+    enrolled: Enrolled
+    state: NodeState
+    version: int = 0
+
+    @property
+    def agent_id(self) -> str:
+        """The node's id."""
+        return self.enrolled.agent_id
+
+
+def partition_of(agent_id: str) -> int:
+    """Return the partition of a node: the same on every host and in every release."""
+    return int.from_bytes(hashlib.sha256(agent_id.encode()).digest()[:4], "big") % PARTITIONS
+
+
+class Nodes:
+    """The nodes of one verifier id."""
+
+    def __init__(self, database: Database, verifier_id: str, *, epoch: int = 0) -> None:
+        """Work on rows of `verifier_id`; `epoch` is the number of the lease under which rows are written."""
+        self._database = database
+        self._verifier_id = verifier_id
+        self._epoch = epoch
+
+    async def load_all(self) -> list[NodeRecord]:
+        """Return every node of this verifier."""
+        return await self.list_nodes(self._verifier_id)
+
+    async def list_nodes(self, verifier_id: str | None = None) -> list[NodeRecord]:
+        """Return the nodes of one verifier id, or of all when None.
+
+        A row that cannot be read is left out and named in the log: it must not hide the others.
+        """
+        query = sa.select(*_READ).order_by(nodes.c.agent_id)
+        if verifier_id is not None:
+            query = query.where(nodes.c.verifier_id == verifier_id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [record for row in rows if (record := _readable(row)) is not None]
+
+    async def get(self, agent_id: str) -> NodeRecord | None:
+        """Return the node of that id, whichever verifier has it."""
+        async with self._database.reading() as connection:
+            row = (await connection.execute(sa.select(*_READ).where(nodes.c.agent_id == agent_id))).mappings().first()
+        return None if row is None else _record(row)
+
+    async def revocation_key(self, agent_id: str) -> str:
+        """Return the PEM key that signs this node's notices, "" for none. It is kept out of records and memory."""
+        async with self._database.reading() as connection:
+            query = sa.select(nodes.c.revocation_key).where(nodes.c.agent_id == agent_id)
+            return (await connection.execute(query)).scalar() or ""
+
+    async def add(self, record: NodeRecord, *, mtls_cert: str | None, revocation_key: str) -> None:
+        """Insert a node. Raises Conflict when the id exists under any verifier."""
+        enrolled = record.enrolled
+        row = {
+            **_enrolled_row(enrolled),
+            **_state_row(record.state),
+            "mtls_cert": mtls_cert,
+            "revocation_key": revocation_key,
+            "partition": partition_of(enrolled.agent_id),
+            "version": record.version,
+            "epoch": self._epoch,
+        }
+        async with self._database.transaction() as connection:
+            await connection.execute(nodes.insert().values(**row))
+
+    async def delete(self, agent_id: str) -> bool:
+        """Remove a node of this verifier; False when there was none."""
+        statement = nodes.delete().where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)
+        async with self._database.transaction() as connection:
+            return (await connection.execute(statement)).rowcount > 0
+
+    async def change_trust(self, record: NodeRecord) -> NodeRecord | None:
+        """Write one state at once; return the record as written, or None when another write came first."""
+        refused = await self.save_rounds([record])
+        return None if refused else replace(record, version=record.version + 1)
+
+    async def save_rounds(self, batch: Sequence[NodeRecord]) -> frozenset[str]:
+        """Write the states of many nodes in one transaction; return the ids whose row had another version or is gone.
+
+        A record's `version` is the one it builds on; the row gets the next one.
+        """
+        if not batch:
+            return frozenset()
+        async with self._database.transaction() as connection:
+            versions = await _locked_versions(connection, [record.agent_id for record in batch], self._verifier_id)
+            good = [record for record in batch if versions.get(record.agent_id) == record.version]
+            if good:
+                await connection.execute(_UPDATE, [self._update_row(record) for record in good])
+        return frozenset(record.agent_id for record in batch) - {record.agent_id for record in good}
+
+    def _update_row(self, record: NodeRecord) -> dict[str, Any]:
+        return {
+            **_state_row(record.state),
+            "b_agent_id": record.agent_id,
+            "version": record.version + 1,
+            "epoch": self._epoch,
+        }
+
+
+_LEFT_OUT = frozenset({"mtls_cert", "revocation_key", "partition", "epoch", "updated_at"})
+_READ = tuple(column for column in nodes.c if column.name not in _LEFT_OUT)
+_STATE_COLUMNS = (
+    "supported_version",
+    "phase",
+    "integrity",
+    "reachability",
+    "trust_expires_at",
+    "attempts",
+    "attestation_count",
+    "last_received_quote",
+    "last_successful_attestation",
+    "tpm_clockinfo",
+    "public_key",
+    "boottime",
+    "ima_next_entry",
+    "hash_alg",
+    "enc_alg",
+    "sign_alg",
+    "severity_level",
+    "last_event_id",
+    "findings",
+    "required_checks",
+    "ran_checks",
+    "updated_at",
+    "version",
+    "epoch",
+)
+_UPDATE = (
+    nodes.update()
+    .where(nodes.c.agent_id == sa.bindparam("b_agent_id"))
+    .values({name: sa.bindparam(name) for name in _STATE_COLUMNS})
+)
+
+
+async def _locked_versions(connection: AsyncConnection, agent_ids: list[str], verifier_id: str) -> dict[str, int]:
+    """Return the versions of these rows and keep them until the transaction ends (SQLite holds its one write lock)."""
+    found: dict[str, int] = {}
+    for start in range(0, len(agent_ids), _CHUNK):
+        query = (
+            sa.select(nodes.c.agent_id, nodes.c.version)
+            .where(nodes.c.agent_id.in_(agent_ids[start : start + _CHUNK]), nodes.c.verifier_id == verifier_id)
+            .order_by(nodes.c.agent_id)  # every writer locks in the same order
+            .with_for_update()
+        )
+        found.update({row.agent_id: row.version for row in await connection.execute(query)})
+    return found
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _enrolled_row(enrolled: Enrolled) -> dict[str, Any]:
+    return {
+        "agent_id": enrolled.agent_id,
+        "verifier_id": enrolled.verifier_id,
+        "verifier_ip": enrolled.verifier_ip,
+        "verifier_port": enrolled.verifier_port,
+        "ip": enrolled.ip,
+        "port": enrolled.port,
+        "v": enrolled.v,
+        "tpm_policy": enrolled.tpm_policy,
+        "meta_data": enrolled.meta_data,
+        "has_mb_policy": enrolled.has_mb_policy,
+        "has_runtime_policy": enrolled.has_runtime_policy,
+        "accept_tpm_hash_algs": _json(enrolled.accept_hash),
+        "accept_tpm_encryption_algs": _json(enrolled.accept_enc),
+        "accept_tpm_signing_algs": _json(enrolled.accept_sign),
+        "ak_tpm": enrolled.ak_tpm,
+        "certificate_sha256": enrolled.certificate_sha256,
+        "enrolled_at": enrolled.enrolled_at,
+    }
+
+
+def _state_row(state: NodeState) -> dict[str, Any]:
+    clock = state.clock
+    return {
+        "supported_version": state.supported_version,
+        "phase": state.phase,
+        "integrity": state.integrity,
+        "reachability": state.reachability,
+        "trust_expires_at": state.trust_expires_at,
+        "attempts": state.attempts,
+        "attestation_count": state.attestation_count,
+        "last_received_quote": state.last_received_quote,
+        "last_successful_attestation": state.last_successful_attestation,
+        # The TPM's clock has 64 bits without a sign: no column of every database holds it, text does.
+        "tpm_clockinfo": None
+        if clock is None
+        else _json([clock.clock, clock.reset_count, clock.restart_count, clock.safe]),
+        "public_key": state.public_key,
+        "boottime": state.boottime,
+        "ima_next_entry": state.ima_next_entry,
+        "hash_alg": state.hash_alg,
+        "enc_alg": state.enc_alg,
+        "sign_alg": state.sign_alg,
+        "severity_level": state.severity_level,
+        "last_event_id": state.last_event_id,
+        "findings": _json(_bounded(state.findings)),
+        "required_checks": _json(state.required_checks),
+        "ran_checks": _json(state.ran_checks),
+        "updated_at": time.time(),
+    }
+
+
+def _bounded(findings: tuple[StoredFinding, ...]) -> list[StoredFinding]:
+    return [
+        finding
+        if len(finding.context) <= MAX_CONTEXT
+        else msgspec.structs.replace(finding, context=finding.context[:MAX_CONTEXT])
+        for finding in findings[:MAX_FINDINGS]
+    ]
+
+
+def _readable(row: Mapping[Any, Any]) -> NodeRecord | None:
+    try:
+        return _record(row)
+    except (ValueError, TypeError) as problem:
+        reason = clean(problem)
+    log.error("The row of node %s cannot be read: %s", clean(row["agent_id"]), reason)
+    return None
+
+
+def _record(row: Mapping[Any, Any]) -> NodeRecord:
+    enrolled = Enrolled(
+        agent_id=row["agent_id"],
+        verifier_id=row["verifier_id"],
+        verifier_ip=row["verifier_ip"],
+        verifier_port=row["verifier_port"],
+        ip=row["ip"],
+        port=row["port"],
+        v=row["v"],
+        tpm_policy=row["tpm_policy"],
+        meta_data=row["meta_data"],
+        has_mb_policy=row["has_mb_policy"],
+        has_runtime_policy=row["has_runtime_policy"],
+        accept_hash=_strings(row["accept_tpm_hash_algs"]),
+        accept_enc=_strings(row["accept_tpm_encryption_algs"]),
+        accept_sign=_strings(row["accept_tpm_signing_algs"]),
+        ak_tpm=row["ak_tpm"],
+        certificate_sha256=row["certificate_sha256"],
+        enrolled_at=row["enrolled_at"],
+    )
+    return NodeRecord(enrolled, _state(row), row["version"])
+
+
+def _state(row: Mapping[Any, Any]) -> NodeState:
+    clock = None if row["tpm_clockinfo"] is None else msgspec.json.decode(row["tpm_clockinfo"], type=_ClockRow)
+    return NodeState(
+        supported_version=row["supported_version"],
+        phase=row["phase"],
+        integrity=row["integrity"],
+        reachability=row["reachability"],
+        trust_expires_at=row["trust_expires_at"],
+        attempts=row["attempts"],
+        attestation_count=row["attestation_count"],
+        last_received_quote=row["last_received_quote"],
+        last_successful_attestation=row["last_successful_attestation"],
+        clock=None if clock is None else ClockInfo(*clock),
+        public_key=row["public_key"],
+        boottime=row["boottime"],
+        ima_next_entry=row["ima_next_entry"],
+        hash_alg=row["hash_alg"],
+        enc_alg=row["enc_alg"],
+        sign_alg=row["sign_alg"],
+        severity_level=row["severity_level"],
+        last_event_id=row["last_event_id"],
+        findings=tuple(msgspec.json.decode(row["findings"], type=list[StoredFinding])),
+        required_checks=_strings(row["required_checks"]),
+        ran_checks=_strings(row["ran_checks"]),
+    )
+
+
+_ClockRow = tuple[int, int, int, bool]
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    return msgspec.json.decode(text, type=tuple[str, ...])

@@ -1,0 +1,60 @@
+"""The verifier's tables. One mapping: `store.nodes` is the only reader and writer of these columns."""
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+PARTITIONS = 256
+"""Nodes are spread over this many partitions by a hash of their id; a worker owns whole partitions."""
+
+nodes = sa.Table(
+    "limeguard_nodes",
+    metadata,
+    # What was enrolled: written once.
+    sa.Column("agent_id", sa.String(80), primary_key=True),
+    sa.Column("partition", sa.SmallInteger, nullable=False, index=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False, index=True),
+    sa.Column("verifier_ip", sa.String(255), nullable=False),
+    sa.Column("verifier_port", sa.Integer, nullable=False),
+    sa.Column("ip", sa.String(255)),
+    sa.Column("port", sa.Integer),
+    sa.Column("v", sa.Text),
+    sa.Column("tpm_policy", sa.Text, nullable=False),
+    sa.Column("meta_data", sa.Text),
+    sa.Column("revocation_key", sa.Text, nullable=False),
+    sa.Column("has_mb_policy", sa.Boolean, nullable=False),
+    sa.Column("has_runtime_policy", sa.Boolean, nullable=False),
+    sa.Column("accept_tpm_hash_algs", sa.Text, nullable=False),
+    sa.Column("accept_tpm_encryption_algs", sa.Text, nullable=False),
+    sa.Column("accept_tpm_signing_algs", sa.Text, nullable=False),
+    sa.Column("ak_tpm", sa.Text, nullable=False),
+    sa.Column("mtls_cert", sa.Text),
+    sa.Column("certificate_sha256", sa.LargeBinary(32)),
+    sa.Column("enrolled_at", sa.Double, nullable=False),
+    # Who may write: the number of the last write, and the epoch of the lease under which it was made.
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    # What supervision learned: written after rounds.
+    sa.Column("supported_version", sa.String(50), nullable=False),
+    sa.Column("phase", sa.String(20), nullable=False),
+    sa.Column("integrity", sa.String(20), nullable=False),
+    sa.Column("reachability", sa.String(20), nullable=False),
+    sa.Column("trust_expires_at", sa.Double),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("attestation_count", sa.BigInteger, nullable=False),
+    sa.Column("last_received_quote", sa.Double, nullable=False),
+    sa.Column("last_successful_attestation", sa.Double, nullable=False),
+    sa.Column("tpm_clockinfo", sa.Text),
+    sa.Column("public_key", sa.Text),
+    sa.Column("boottime", sa.BigInteger, nullable=False),
+    sa.Column("ima_next_entry", sa.BigInteger, nullable=False),
+    sa.Column("hash_alg", sa.String(20), nullable=False),
+    sa.Column("enc_alg", sa.String(20), nullable=False),
+    sa.Column("sign_alg", sa.String(20), nullable=False),
+    sa.Column("severity_level", sa.Integer),
+    sa.Column("last_event_id", sa.String(200)),
+    sa.Column("findings", sa.Text, nullable=False),
+    sa.Column("required_checks", sa.Text, nullable=False),
+    sa.Column("ran_checks", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)

@@ -1,0 +1,178 @@
+"""What may be enrolled: turns a well-formed request into a new node, or says why not.
+
+Decides from the request alone. Must not know whether the node exists already, nor touch database or network. What this
+version cannot judge is refused here, so that no node is ever supervised with a policy that nobody looks at.
+"""
+
+import binascii
+import hashlib
+import re
+from base64 import b64decode
+from dataclasses import dataclass, field
+
+import msgspec
+
+from limeguard.crypto.chains import first_certificate
+from limeguard.evidence.reader import MalformedEvidence
+from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
+from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
+from limeguard.store.nodes import Enrolled
+from limeguard.wire import versions
+from limeguard.wire.envelope import BadRequest
+from limeguard.wire.verifier_v2 import EnrolmentRequest, port_number
+
+IMA_PCR = 10
+CERTIFICATE_DISABLED = "disabled"
+CURRENT_AGENT_VERSION = "2.6"
+SHARE_SIZES = (16, 32)
+MAX_TEXT = 64 * 1024
+"""Characters of one text member; policies of PCR values, metadata, keys and certificates are far smaller."""
+
+NO_RUNTIME_POLICY = (
+    "Runtime policies are not judged by this version of the verifier: enrol the node without runtime policy, "
+    "runtime policy name, IMA verification keys and PCR 10"
+)
+NO_BOOT_POLICY = (
+    "Measured boot policies are not judged by this version of the verifier: enrol the node without measured boot policy"
+)
+
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,255}|\[?[0-9A-Fa-f:.]{2,64}(%[A-Za-z0-9._-]{1,32})?\]?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewNode:
+    """A node that may be enrolled: what supervision needs ready parsed, and the secrets that only the row keeps."""
+
+    enrolled: Enrolled
+    supported_version: str
+    ak: PublicArea
+    policy: PcrPolicy
+    mtls_cert: str | None
+    revocation_key: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the verifier adds to an enrolment: its own id and address, and whether agents must have certificates."""
+
+    verifier_id: str
+    verifier_ip: str
+    verifier_port: int
+    certificate_required: bool
+
+
+def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) -> NewNode:
+    """Return the new node. Raises BadRequest with the first thing wrong."""
+    _refuse_unjudged(request)
+    _refuse_long(request)
+    policy = _policy(request.tpm_policy)
+    ak = parse_ak(request.ak_tpm)
+    ip, port = _address(request)
+    certificate = request.mtls_cert if request.mtls_cert not in ("", CERTIFICATE_DISABLED) else None
+    return NewNode(
+        enrolled=Enrolled(
+            agent_id=agent_id,
+            verifier_id=site.verifier_id,
+            verifier_ip=request.verifier_ip or site.verifier_ip,
+            verifier_port=port_number(request.verifier_port, "verifier_port") or site.verifier_port,
+            ip=ip,
+            port=port,
+            v=_share(request.v),
+            tpm_policy=request.tpm_policy,
+            meta_data=request.metadata,
+            has_mb_policy=request.mb_policy is not None,
+            has_runtime_policy=False,
+            accept_hash=request.accept_tpm_hash_algs,
+            accept_enc=request.accept_tpm_encryption_algs,
+            accept_sign=request.accept_tpm_signing_algs,
+            ak_tpm=request.ak_tpm,
+            certificate_sha256=None if certificate is None else _fingerprint(certificate),
+            enrolled_at=now,
+        ),
+        supported_version=_version(request.supported_version),
+        ak=ak,
+        policy=policy,
+        mtls_cert=request.mtls_cert,
+        revocation_key=request.revocation_key or "",
+    )
+
+
+def parse_ak(text: str) -> PublicArea:
+    """Read a base64 TPM2B_PUBLIC that must be a restricted signing key. Raises BadRequest."""
+    try:
+        ak = parse_public_2b(b64decode(text, validate=True))
+    except (MalformedEvidence, binascii.Error, ValueError) as problem:
+        raise BadRequest(f"Exception error: ak_tpm is not a base64 TPM2B_PUBLIC: {problem}") from None
+    if not ak.restricted_signing:
+        # Only a restricted key proves that what it signed came from the TPM (TPM 2.0 Part 1, attestation).
+        raise BadRequest("Exception error: ak_tpm is not a restricted signing key")
+    return ak
+
+
+def _refuse_unjudged(request: EnrolmentRequest) -> None:
+    if request.runtime_policy or request.runtime_policy_name or request.ima_sign_verification_keys:
+        raise BadRequest(NO_RUNTIME_POLICY)
+    if request.mb_policy_name or not _empty_document(request.mb_policy):
+        raise BadRequest(NO_BOOT_POLICY)
+
+
+def _empty_document(text: str | None) -> bool:
+    if not text or not text.strip():
+        return True
+    try:
+        return msgspec.json.decode(text) in ({}, None)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def _refuse_long(request: EnrolmentRequest) -> None:
+    for name in ("tpm_policy", "ak_tpm", "metadata", "revocation_key", "mtls_cert", "verifier_ip", "supported_version"):
+        if len(getattr(request, name) or "") > MAX_TEXT:
+            raise BadRequest(f"Exception error: {name} is longer than {MAX_TEXT} characters")
+
+
+def _policy(text: str) -> PcrPolicy:
+    try:
+        policy = parse_tpm_policy(text)
+    except PolicyError as problem:
+        raise BadRequest(f"Exception error: tpm_policy cannot be used: {'; '.join(problem.problems)}") from None
+    if policy.mask >> IMA_PCR & 1 or IMA_PCR in policy.allowed:
+        raise BadRequest(NO_RUNTIME_POLICY)
+    return policy
+
+
+def _address(request: EnrolmentRequest) -> tuple[str, int]:
+    port = port_number(request.cloudagent_port, "cloudagent_port")
+    if not request.cloudagent_ip or port is None:
+        raise BadRequest("Exception error: cloudagent_ip and cloudagent_port are required in pull mode")
+    if not _HOST.fullmatch(request.cloudagent_ip):
+        raise BadRequest("Exception error: cloudagent_ip is neither a host name nor an address")
+    return request.cloudagent_ip, port
+
+
+def _share(text: str | None) -> str | None:
+    if not text:
+        return None
+    try:
+        size = len(b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        size = 0
+    if size not in SHARE_SIZES:
+        raise BadRequest("Exception error: v is not the base64 of 16 or 32 bytes")
+    return text
+
+
+def _fingerprint(certificate: str) -> bytes:
+    try:
+        return hashlib.sha256(first_certificate(certificate)).digest()
+    except ValueError as problem:
+        raise BadRequest(f"Exception error: mtls_cert is not a PEM certificate: {problem}") from None
+
+
+def _version(text: str | None) -> str:
+    """Return the version to start with; negotiation finds the right one where the tenant named none that we know."""
+    if text == "1.0":
+        raise BadRequest("Exception error: agents of API version 1.0 are not supported")
+    if text is None or text not in versions.SUPPORTED or text.startswith("3"):
+        return CURRENT_AGENT_VERSION
+    return text

@@ -1,0 +1,149 @@
+"""The nodes of this process in memory, and when each is due: one slotted object a node, one timer heap for all.
+
+Decides which rounds are due and which come late. Must not know what a round is, and neither waits nor writes.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from limeguard.evidence.tpm.structures import PublicArea
+from limeguard.policy.pcrs import PcrPolicy
+from limeguard.store.nodes import NodeRecord, NodeState
+from limeguard.verifier.view import shows_trust
+from limeguard.web.client import Pin
+
+
+class Node:
+    """One supervised node.
+
+    `record` is what supervision works with; `visible` is what readers are told. They differ only while a rise of trust
+    waits for its commit: nobody hears of trust that the database does not hold.
+    """
+
+    __slots__ = ("ak", "busy", "due", "dying", "fault_rounds", "pin", "policy", "record", "resumed", "visible")
+
+    def __init__(self, record: NodeRecord, ak: PublicArea, policy: PcrPolicy, pin: Pin | None) -> None:
+        self.record = record
+        self.visible = record
+        self.ak = ak
+        self.policy = policy
+        self.pin = pin
+        self.due: float | None = None
+        self.busy = False
+        self.dying = False
+        self.resumed = True
+        self.fault_rounds = 0
+
+    @property
+    def agent_id(self) -> str:
+        """The node's id."""
+        return self.record.enrolled.agent_id
+
+    @property
+    def state(self) -> NodeState:
+        """What supervision knows now."""
+        return self.record.state
+
+    def become(self, state: NodeState, now: float) -> None:
+        """Take a new state; readers see it at once unless it would turn the node green."""
+        self.record = replace(self.record, state=state)
+        if shows_trust(self.visible.state, now) or not shows_trust(state, now):
+            self.visible = self.record
+
+    def committed(self, written: NodeRecord) -> None:
+        """Note what the database now holds.
+
+        The state may have moved on during the write; what readers see never falls back to an older, greener one.
+        """
+        current = self.visible.state is self.record.state or written.state is self.record.state
+        self.record = replace(self.record, version=written.version)
+        self.visible = self.record if current else written
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start; read by metrics."""
+
+    rounds: int = 0
+    late_rounds: int = 0
+    faults: int = 0
+
+
+class Fleet:
+    """Nodes by id, and a heap of when they are due. Times are seconds of a clock that never goes back."""
+
+    def __init__(self, *, late_after: float, jitter: Callable[[], float]) -> None:
+        """Count rounds as late that start `late_after` seconds past their time; `jitter` gives 0 <= x < 1."""
+        self._nodes: dict[str, Node] = {}
+        self._heap: list[tuple[float, int, Node]] = []
+        self._sequence = 0
+        self._late_after = late_after
+        self._jitter = jitter
+        self.counters = Counters()
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(list(self._nodes.values()))
+
+    def get(self, agent_id: str) -> Node | None:
+        """Return the node of that id."""
+        return self._nodes.get(agent_id)
+
+    def add(self, node: Node) -> None:
+        """Take a node in; it is not due before it is scheduled. Raises ValueError when the id is there already."""
+        if node.agent_id in self._nodes:
+            raise ValueError(f"{node.agent_id} is in the fleet already")
+        self._nodes[node.agent_id] = node
+
+    def remove(self, agent_id: str) -> Node | None:
+        """Forget a node and its timer."""
+        node = self._nodes.pop(agent_id, None)
+        if node is not None:
+            node.due = None
+        return node
+
+    def schedule(self, node: Node, at: float, *, spread: float = 0.0) -> None:
+        """Make a node due at `at`, up to `spread` seconds later so that a fleet does not march in step.
+
+        A node has one timer: the last call counts.
+        """
+        if self._nodes.get(node.agent_id) is not node:
+            return
+        node.due = at + spread * self._jitter()
+        self._sequence += 1
+        heapq.heappush(self._heap, (node.due, self._sequence, node))
+        if len(self._heap) > 64 + 4 * len(self._nodes):
+            self._sweep()
+
+    def cancel(self, node: Node) -> None:
+        """Take the timer of a node away."""
+        node.due = None
+
+    def next_due(self) -> float | None:
+        """Return when the next node is due."""
+        while self._heap and self._heap[0][2].due != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def take_due(self, now: float) -> Node | None:
+        """Return one node that is due and take its timer; a round is never owed twice, however late it is."""
+        due = self.next_due()
+        if due is None or due > now:
+            return None
+        node = heapq.heappop(self._heap)[2]
+        node.due = None
+        if now - due > self._late_after:
+            self.counters.late_rounds += 1
+        return node
+
+    def pending(self) -> int:
+        """Return how many nodes have a timer."""
+        return sum(1 for node in self._nodes.values() if node.due is not None)
+
+    def _sweep(self) -> None:
+        """Drop the entries of timers that were taken away or replaced."""
+        self._heap = [entry for entry in self._heap if entry[2].due == entry[0]]
+        heapq.heapify(self._heap)

@@ -1,0 +1,208 @@
+"""The verifier's HTTP routes: decode, call, encode. Authority stands beside each path; no rule and no SQL stands here."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from limeguard.store.database import StoreUnavailable
+from limeguard.telemetry import clean, get_logger
+from limeguard.verifier.service import Deletion, Refused, VerifierService
+from limeguard.web.app import Handler, Request, Response, Route, empty, json_response
+from limeguard.web.auth import Rule
+from limeguard.wire import limeguard_v1, verifier_v2, versions
+from limeguard.wire.envelope import BadRequest, envelope, error
+
+log = get_logger("keylime.verifier")
+
+RULES: Final[Mapping[str, Rule]] = {
+    "read_server_info": Rule.PUBLIC,
+    "read_version": Rule.PUBLIC,
+    "verify_identity": Rule.PUBLIC,
+    "list_agents": Rule.ADMIN,
+    "read_agent": Rule.AGENT_OR_ADMIN,
+    "create_agent": Rule.ADMIN,
+    "delete_agent": Rule.ADMIN,
+    "reactivate_agent": Rule.ADMIN,
+    "stop_agent": Rule.ADMIN,
+    "list_runtime_policies": Rule.ADMIN,
+    "read_runtime_policy": Rule.ADMIN,
+    "create_runtime_policy": Rule.ADMIN,
+    "update_runtime_policy": Rule.ADMIN,
+    "delete_runtime_policy": Rule.ADMIN,
+    "list_mb_policies": Rule.ADMIN,
+    "read_mb_policy": Rule.ADMIN,
+    "create_mb_policy": Rule.ADMIN,
+    "update_mb_policy": Rule.ADMIN,
+    "delete_mb_policy": Rule.ADMIN,
+    "list_node_views": Rule.ADMIN,
+    "read_node_view": Rule.ADMIN,
+    "read_api_description": Rule.ADMIN,
+}
+"""Who may do what. An action that is not here is refused."""
+
+SUCCESS: Final = envelope(200, "Success", {})
+ACCEPTED: Final = envelope(202, "Accepted", {})
+RUNTIME_UNJUDGED: Final = "Runtime policies are not judged by this version of the verifier, so none can be stored"
+BOOT_UNJUDGED: Final = "Measured boot policies are not judged by this version of the verifier, so none can be stored"
+
+Call = Callable[[Request], Awaitable[Response]]
+
+
+def refuse(status: int, text: str) -> Response:
+    """Answer with an error envelope."""
+    return json_response(status, error(status, text))
+
+
+def guarded(call: Call) -> Handler:
+    """Turn what a handler raises into the one shape of an error; the cause is logged, never sent."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            return await call(request)
+        except BadRequest as problem:
+            return refuse(problem.code, problem.status_text)
+        except Refused as problem:
+            return refuse(problem.status, problem.text)
+        except StoreUnavailable as problem:
+            log.error("%s %s: %s", clean(request.method), clean(request.path), clean(problem))  # noqa: TRY400
+            return refuse(500, "Internal server error")
+
+    return handle
+
+
+def make_routes(service: VerifierService) -> tuple[Route, ...]:
+    """Return the table of routes over one service."""
+    nodes = _NodeHandlers(service)
+    return (
+        Route("GET", "/", "read_server_info", _to_newest),
+        Route("GET", verifier_v2.ROOT, "read_server_info", _root),
+        Route("GET", "/v3", "read_server_info", _root),
+        Route("GET", "/version", "read_version", _version),
+        Route("GET", "/versions", "read_version", _version),
+        Route("GET", verifier_v2.NODES, "list_agents", guarded(nodes.list)),
+        Route("GET", verifier_v2.NODE, "read_agent", guarded(nodes.status)),
+        Route("POST", verifier_v2.NODE, "create_agent", guarded(nodes.enrol)),
+        Route("DELETE", verifier_v2.NODE, "delete_agent", guarded(nodes.delete)),
+        Route("PUT", verifier_v2.REACTIVATE, "reactivate_agent", guarded(nodes.reactivate)),
+        Route("PUT", verifier_v2.STOP, "stop_agent", guarded(nodes.stop)),
+        Route("GET", verifier_v2.VERIFY_IDENTITY, "verify_identity", guarded(nodes.verify_identity)),
+        Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
+        Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
+        *_policy_routes(),
+    )
+
+
+def _policy_routes() -> tuple[Route, ...]:
+    no_runtime = _constant(json_response(200, verifier_v2.encode_runtime_policy_names(())))
+    no_boot = _constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
+    return (
+        Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", no_runtime),
+        Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", _unknown("Runtime policy")),
+        Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", _constant(refuse(400, RUNTIME_UNJUDGED))),
+        Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", _constant(refuse(400, RUNTIME_UNJUDGED))),
+        Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", _unknown("Runtime policy")),
+        Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", no_boot),
+        Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", _unknown("Measured boot policy")),
+        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", _constant(refuse(400, BOOT_UNJUDGED))),
+        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", _constant(refuse(400, BOOT_UNJUDGED))),
+        Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", _unknown("Measured boot policy")),
+    )
+
+
+class _NodeHandlers:
+    """Handlers about nodes."""
+
+    def __init__(self, service: VerifierService) -> None:
+        self._service = service
+
+    async def enrol(self, request: Request) -> Response:
+        agent_id = _agent_id(request)
+        if _is_json(request) and request.body and not _readable(request.body):
+            return empty(400)  # malformed under a JSON content type is refused before anybody looks at it
+        await self._service.enrol(agent_id, request.body)
+        return json_response(200, SUCCESS)
+
+    async def status(self, request: Request) -> Response:
+        return json_response(200, verifier_v2.encode_status(await self._service.status(_agent_id(request))))
+
+    async def list(self, request: Request) -> Response:
+        verifier_id = request.query.get("verifier")
+        if request.query.get("bulk"):
+            return json_response(200, verifier_v2.encode_bulk(await self._service.statuses(verifier_id)))
+        return json_response(200, verifier_v2.encode_ids(await self._service.ids(verifier_id)))
+
+    async def delete(self, request: Request) -> Response:
+        outcome = await self._service.delete(_agent_id(request))
+        return json_response(200, SUCCESS) if outcome is Deletion.DONE else json_response(202, ACCEPTED)
+
+    async def reactivate(self, request: Request) -> Response:
+        await self._service.reactivate(_agent_id(request))
+        return json_response(200, SUCCESS)
+
+    async def stop(self, request: Request) -> Response:
+        await self._service.stop(_agent_id(request))
+        return json_response(200, SUCCESS)
+
+    async def verify_identity(self, request: Request) -> Response:
+        question = verifier_v2.decode_identity_question(request.query)
+        return json_response(200, verifier_v2.encode_identity(await self._service.verify_identity(question)))
+
+    async def view(self, request: Request) -> Response:
+        view = await self._service.view(_agent_id(request))
+        if view is None:
+            return json_response(404, limeguard_v1.encode(limeguard_v1.Problem("No node is enrolled under this id.")))
+        return json_response(200, limeguard_v1.encode(view))
+
+    async def views(self, _request: Request) -> Response:
+        return json_response(200, limeguard_v1.encode(await self._service.views()))
+
+
+def _agent_id(request: Request) -> str:
+    agent_id = request.params["agent_id"]
+    verifier_v2.check_id(agent_id)
+    return agent_id
+
+
+def _is_json(request: Request) -> bool:
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _readable(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
+    return True
+
+
+def _constant(response: Response) -> Handler:
+    async def handle(_request: Request) -> Response:
+        return response
+
+    return handle
+
+
+def _unknown(what: str) -> Handler:
+    async def handle(request: Request) -> Response:
+        return refuse(404, f"{what} {clean(request.params['name'], 255)} not found")
+
+    return handle
+
+
+async def _to_newest(_request: Request) -> Response:
+    return Response(307, headers={"Location": "/v3.0/"})
+
+
+async def _root(_request: Request) -> Response:
+    return json_response(200, SUCCESS)
+
+
+async def _version(_request: Request) -> Response:
+    return json_response(200, versions_answer())
+
+
+def versions_answer() -> bytes:
+    """Encode the versions that this server advertises."""
+    return envelope(200, "Success", {"current_version": versions.CURRENT, "supported_versions": versions.SUPPORTED})

@@ -1,0 +1,170 @@
+"""Results of rounds on their way into the database: gathered for a moment, or at once when trust changes.
+
+Keeps only which nodes have something to write, so a database that is away costs no memory beyond the fleet itself; the
+newest state of each is written when it is back. Must not know what the states mean.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from limeguard.store.database import Conflict, StoreUnavailable
+from limeguard.store.nodes import NodeRecord
+from limeguard.telemetry import clean, get_logger
+from limeguard.verifier.fleet import Node
+
+log = get_logger("keylime.verifier")
+
+BATCH_SECONDS = 0.1
+"""Results of rounds wait at most this long for company."""
+MAX_BATCH = 2000
+"""Nodes in one transaction: a longer one would keep other writers out for too long."""
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Pauses while the database is away; the last one repeats."""
+
+
+class RoundStore(Protocol):
+    """What the writer needs of the store."""
+
+    async def save_rounds(self, batch: list[NodeRecord], /) -> frozenset[str]:
+        """Write the states; return the ids that were refused."""
+        ...
+
+
+@dataclass(slots=True)
+class WriterCounters:
+    """What happened since the start; read by metrics."""
+
+    transactions: int = 0
+    written: int = 0
+    refused: int = 0
+    failures: int = 0
+
+
+class Writer:
+    """One task that writes; everybody else only says what is to be written."""
+
+    def __init__(self, store: RoundStore, on_refused: Callable[[Node], None]) -> None:
+        """Write to `store`; `on_refused` hears of nodes whose row was changed or removed by somebody else."""
+        self._store = store
+        self._on_refused = on_refused
+        self._waiting: dict[str, Node] = {}
+        self._urgent: dict[str, Node] = {}
+        self._committed: dict[str, list[asyncio.Future[None]]] = {}
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._failed = 0
+        self.counters = WriterCounters()
+
+    @property
+    def backlog(self) -> int:
+        """How many nodes have something to write."""
+        return len(self._waiting) + len(self._urgent)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last try to write failed."""
+        return self._failed > 0
+
+    def save(self, node: Node) -> None:
+        """Have the node's state written with the next batch."""
+        if node.agent_id not in self._urgent:
+            self._waiting[node.agent_id] = node
+        self._wake.set()
+
+    def save_now(self, node: Node) -> asyncio.Future[None]:
+        """Have the node's state written at once; the future is done when it is committed, or will never be."""
+        self._waiting.pop(node.agent_id, None)
+        self._urgent[node.agent_id] = node
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._committed.setdefault(node.agent_id, []).append(done)
+        self._wake.set()
+        self._hurry.set()
+        return done
+
+    def forget(self, node: Node) -> None:
+        """Write nothing more of this node."""
+        self._waiting.pop(node.agent_id, None)
+        self._urgent.pop(node.agent_id, None)
+        self._settle(node.agent_id)
+
+    async def run(self) -> None:
+        """Write until cancelled. A fault of ours is logged and the work is tried again: results are not lost."""
+        while True:
+            await self._wake.wait()
+            try:
+                if not self._urgent:
+                    await self._gather()
+                await self.flush()
+            except Exception:
+                log.exception("Error while writing results of rounds")
+                self._failed += 1
+            if self._failed:
+                await asyncio.sleep(RETRY_SECONDS[min(self._failed, len(RETRY_SECONDS)) - 1])
+
+    async def _gather(self) -> None:
+        self._hurry.clear()
+        try:
+            async with asyncio.timeout(BATCH_SECONDS):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+
+    async def flush(self) -> bool:
+        """Write what is waiting, changes of trust first; False when the database could not take it."""
+        async with self._lock:
+            self._wake.clear()
+            self._hurry.clear()
+            while self._urgent or self._waiting:
+                queue = self._urgent or self._waiting
+                batch = [queue[agent_id] for agent_id in list(queue)[:MAX_BATCH]]
+                if not await self._write(batch):
+                    self._wake.set()
+                    return False
+            return True
+
+    async def _write(self, batch: list[Node]) -> bool:
+        records = [node.record for node in batch]
+        try:
+            refused = await self._store.save_rounds(records)
+        except (StoreUnavailable, Conflict) as problem:
+            self._note_failure(problem)
+            return False
+        self._note_success(len(records), len(refused))
+        for node, record in zip(batch, records, strict=True):
+            if node.agent_id in refused:
+                self.forget(node)
+                self._on_refused(node)
+            else:
+                self._done(node, record)
+        return True
+
+    def _done(self, node: Node, record: NodeRecord) -> None:
+        unchanged = node.record.state is record.state
+        node.committed(replace(record, version=record.version + 1))
+        for queue in (self._waiting, self._urgent):
+            if queue.get(node.agent_id) is node and unchanged:
+                del queue[node.agent_id]
+        if unchanged:
+            self._settle(node.agent_id)
+
+    def _settle(self, agent_id: str) -> None:
+        for future in self._committed.pop(agent_id, ()):
+            if not future.done():
+                future.set_result(None)
+
+    def _note_failure(self, problem: Exception) -> None:
+        self.counters.failures += 1
+        self._failed += 1
+        if self._failed == 1:
+            log.error("Results of rounds cannot be written, they are kept and tried again: %s", clean(problem))
+
+    def _note_success(self, written: int, refused: int) -> None:
+        if self._failed:
+            log.info("Results of rounds are written again, after %d failed tries", self._failed)
+        self._failed = 0
+        self.counters.transactions += 1
+        self.counters.written += written - refused
+        self.counters.refused += refused

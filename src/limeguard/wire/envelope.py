@@ -1,0 +1,37 @@
+"""The envelope of version 2 messages: `{"code": 200, "status": "Success", "results": {}}`; `code` is the HTTP status."""
+
+from typing import Any, Final
+
+import msgspec
+
+SUCCESS: Final = "Success"
+
+
+class BadRequest(ValueError):  # noqa: N818 - named as HTTP names it
+    """A message that cannot be taken; `status_text` is what the peer is told."""
+
+    def __init__(self, status_text: str, code: int = 400) -> None:
+        super().__init__(status_text)
+        self.status_text = status_text
+        self.code = code
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """Every answer of the version 2 interfaces."""
+
+    code: int
+    status: str
+    results: Any = msgspec.field(default_factory=dict)
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def envelope(code: int, status: str, results: object) -> bytes:
+    """Encode an answer."""
+    return _ENCODER.encode(Envelope(code, status, results))
+
+
+def error(code: int, status: str) -> bytes:
+    """Encode an answer without payload."""
+    return _ENCODER.encode(Envelope(code, status, {}))

@@ -1,0 +1,115 @@
+"""The registrar's HTTP interface as an agent speaks it: the node's keys out, the challenge in, the proof out.
+
+Encodes requests and decodes answers for the agent's side only; decides what a usable answer is. Keylime REST API.
+"""
+
+import base64
+import binascii
+from typing import Final, TypeVar
+
+import msgspec
+
+VERSION_PATH: Final = "/version"
+BODY_TYPE: Final = "application/json"
+
+
+class BadAnswer(ValueError):  # noqa: N818 - a fact about the peer's message
+    """A registrar's answer is not what the interface says; the text says where, without quoting it."""
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node registers: TPM2B_PUBLIC of EK and AK, certificates as PEM ("" or `disabled`: none), its address."""
+
+    ek_public: bytes
+    ek_certificates: str
+    ak_public: bytes
+    server_certificate: str
+    ip: str
+    port: int
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    aik_tpm: str
+    ek_tpm: str
+    ekcert: str
+    iak_cert: None = None
+    idevid_cert: None = None
+    ip: str
+    mtls_cert: str
+    port: int
+
+
+class _Proof(msgspec.Struct, frozen=True):
+    auth_tag: str
+
+
+class _VersionResults(msgspec.Struct, frozen=True):
+    current_version: str
+    supported_versions: list[str]
+
+
+class _Versions(msgspec.Struct, frozen=True):
+    results: _VersionResults
+
+
+class _BlobResults(msgspec.Struct, frozen=True):
+    blob: str
+
+
+class _Blob(msgspec.Struct, frozen=True):
+    results: _BlobResults
+
+
+class RegistrarVersions(msgspec.Struct, frozen=True):
+    """What a registrar offers: the version it prefers, and all it knows."""
+
+    current: str
+    supported: tuple[str, ...]
+
+
+T = TypeVar("T")
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        raise BadAnswer(f"unreadable answer: {type(problem).__name__}: {str(problem)[:200]}") from problem
+
+
+def node_path(version: str, agent_id: str) -> str:
+    """Return the path of a node: POST registers it, PUT activates it. The id needs no quoting."""
+    return f"/v{version}/agents/{agent_id}"
+
+
+def decode_versions(body: bytes) -> RegistrarVersions:
+    """Decode the answer to `GET /version`. Raises BadAnswer."""
+    results = _decode(body, _Versions).results
+    return RegistrarVersions(results.current_version, tuple(results.supported_versions))
+
+
+def encode_registration(registration: Registration) -> bytes:
+    """Encode the body that registers a node."""
+    return msgspec.json.encode(
+        _Body(
+            aik_tpm=base64.b64encode(registration.ak_public).decode("ascii"),
+            ek_tpm=base64.b64encode(registration.ek_public).decode("ascii"),
+            ekcert=registration.ek_certificates,
+            ip=registration.ip,
+            mtls_cert=registration.server_certificate,
+            port=registration.port,
+        )
+    )
+
+
+def decode_challenge(body: bytes) -> bytes:
+    """Decode the answer to a registration: the credential blob. Raises BadAnswer."""
+    try:
+        return base64.b64decode(_decode(body, _Blob).results.blob, validate=True)
+    except (binascii.Error, ValueError) as problem:
+        raise BadAnswer("unreadable answer: the blob is not base64") from problem
+
+
+def encode_proof(auth_tag: str) -> bytes:
+    """Encode the body that activates a node."""
+    return msgspec.json.encode(_Proof(auth_tag))
