@@ -164,11 +164,11 @@ async def test_the_transport_key_is_told(site: Site) -> None:
     assert results(await site.get("/v2.1/keys/pubkey")) == {"pubkey": PEM}
 
 
-def ukey(payload: bytes | None = None, **change: object) -> bytes:
+def ukey(**change: object) -> bytes:
     message = UKey(
         encrypted_share=encrypt_key_share(PEM, split(KEY, V)),
         auth_tag=bytes.fromhex(bootstrap_auth_tag(KEY, ID)),
-        payload=payload,
+        payload=None,
     )
     return json.dumps({**json.loads(agent_v2.encode_ukey(message)), **change}).encode()
 

@@ -212,6 +212,8 @@ class Agent:
             unpack=settings.extract_payload_zip,
             script=settings.payload_script,
         )
+        if options.bad_name is not None:
+            raise InsecurePayload(f"{clean(options.bad_name)} must be the plain name of a file, without a directory.")
         return PayloadProcessor(self.prepared.store, options)
 
     def _notice_options(self) -> NoticeOptions:

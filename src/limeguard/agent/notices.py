@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from limeguard.agent.files import UnsafeFile, read_file, write_private
+from limeguard.agent.programs import end_program
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime_agent.revocation")
@@ -30,6 +31,7 @@ MAX_ACTION_LIST = 64 * 1024
 MAX_ACTIONS = 64
 MAX_OUTPUT = 64 * 1024
 """Bytes of an action's output that are logged; the rest is read and dropped."""
+SHA256_SIZE = 32
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _SEPARATORS = re.compile(r"[,\s]+")
 
@@ -80,7 +82,9 @@ def check_notice(key: rsa.RSAPublicKey, message: str, signature: str) -> None:
         raise NoticeRefused("the signature is not base64") from problem
     if not raw:
         raise NoticeRefused("the notice carries no signature")
-    scheme = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+    # Spelled as a number: the library takes its own constant for "any length" when it verifies.
+    salt = (key.key_size + 6) // 8 - SHA256_SIZE - 2
+    scheme = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=salt)
     try:
         key.verify(raw, message.encode(), scheme, hashes.SHA256())
     except InvalidSignature as problem:
@@ -157,12 +161,13 @@ class NoticeHandler:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
             )
             try:
                 await asyncio.gather(_log_output("stdout", process.stdout), _log_output("stderr", process.stderr))
                 return await process.wait()
             except asyncio.CancelledError:
-                process.kill()
+                await end_program(process)
                 raise
         except OSError as problem:
             return problem.strerror or "it cannot be started"

@@ -5,18 +5,18 @@ Decides what may be written where. Everything happens in the secure folder, whic
 
 import asyncio
 import io
-import os
 import re
 import shlex
 import shutil
-import signal
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from limeguard.agent.files import PRIVATE_FOLDER, UnsafeFile, read_file, write_private
 from limeguard.agent.notices import MAX_ACTION_LIST, NoticeRefused, parse_action_list
+from limeguard.agent.programs import end_program
 from limeguard.agent.secure_store import SecureStore
 from limeguard.agent.shares import Combined
 from limeguard.crypto.keysplit import decrypt_payload
@@ -30,7 +30,8 @@ FREE_UNPACKED = 4 * 1024 * 1024
 MAX_RATIO = 200
 """Unpacked to packed size of an archive that unpacks to more than FREE_UNPACKED; bombs lie far above."""
 MAX_NAME = 1024
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
+_FILE_NAME = re.compile(r"(?!\.{1,2}$)[^/\x00]{1,255}")
 
 
 class PayloadRefused(Exception):  # noqa: N818 - a fact about the payload
@@ -107,7 +108,7 @@ class PayloadProcessor:
         try:
             status = await process.wait()
         except asyncio.CancelledError:
-            os.killpg(process.pid, signal.SIGTERM)
+            await end_program(process)
             raise
         log.log(20 if status == 0 else 30, "Script %s ended with status %d", script, status)
 
@@ -144,7 +145,7 @@ def unpack_zip(data: bytes, folder: Path) -> None:
             _check_entries(entries, len(data))
             for entry in entries:
                 _unpack_entry(archive, entry, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as problem:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as problem:
         raise PayloadRefused(f"it is not a ZIP archive that can be unpacked ({type(problem).__name__})") from problem
 
 
@@ -158,7 +159,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], packed: int) -> None:
     for entry in entries:
         path = PurePosixPath(entry.filename)
         kind = stat.S_IFMT(entry.external_attr >> 16)
-        if kind not in {0, stat.S_IFREG, stat.S_IFDIR} or entry.flag_bits & 1:
+        if kind not in {0, stat.S_IFREG, stat.S_IFDIR} or entry.flag_bits & 1 or entry.compress_type not in _METHODS:
             raise PayloadRefused("the archive holds something other than plain files and folders")
         if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in entry.filename:
             raise PayloadRefused("the archive has an entry that leads out of its folder")

@@ -1,1 +1,1 @@
-"""Compares evidence with policy; the only judge. Pure: the present time is handed in."""
+"""Proven evidence against policies: the only judge."""

@@ -1,40 +1,60 @@
-"""The one entry point of judgement: evidence of a node, what was expected of it, what is known, and the time.
+"""The one entry point of judgement: what an agent answered, against what was expected, in the light of what is known.
 
-An exception that leaves `appraise` is a fault of ours, never a node's: the caller neither trusts nor distrusts for it.
+Pure, and the only judge of the pull and push models and of the tenant. Malformed evidence becomes a finding; any
+exception that leaves here is our own fault, and the caller neither trusts nor distrusts the node for it.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import Final
 
-from limeguard.appraisal.clock import clock_fault, rebooted
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from limeguard.appraisal.clock import Since, check_clock
 from limeguard.appraisal.findings import (
-    INVALID_ENC_ALG,
-    INVALID_HASH_ALG,
-    INVALID_SIGN_ALG,
-    NO_PUBKEY,
-    QUOTE_VALIDATION,
+    HASH_NOT_ACCEPTED,
+    INVALID_DATA,
+    KEY_MISNAMED,
+    KEY_NOT_ACCEPTED,
+    NO_TRANSPORT_KEY,
+    QUOTE_HASH,
+    QUOTE_KEY_UNFIT,
+    QUOTE_LATE,
+    QUOTE_MALFORMED,
+    QUOTE_NONCE,
+    QUOTE_PCR_DIGEST,
+    QUOTE_SCHEME,
+    QUOTE_SELECTION,
+    QUOTE_SIGNATURE,
+    QUOTE_UNUSABLE,
+    SCHEME_MISNAMED,
+    SCHEME_NOT_ACCEPTED,
     Finding,
     FindingKind,
-    finding,
 )
 from limeguard.appraisal.history import History
-from limeguard.appraisal.pcrs import check_policy, check_selection, check_transport_key
-from limeguard.appraisal.verdict import Appraisal, Check
-from limeguard.crypto.hashes import hash_by_name
+from limeguard.appraisal.pcrs import check_allowed, check_requested, check_transport_key
+from limeguard.appraisal.verdict import IDENTITY_CHECKS, Appraisal, Check, Checks
+from limeguard.crypto.keys import UnsupportedKeyError, load_public_key
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import Quote, QuotedPcrs, QuoteFault, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea
-from limeguard.policy.algorithms import key_algorithm_accepted, normal_key_algorithm
-from limeguard.policy.pcrs import PcrPolicy
+from limeguard.policy.algorithms import hash_accepted, key_accepted, key_algorithm, scheme_accepted
+from limeguard.policy.pcrs import IMA_PCR, PcrPolicy
 
-BASE_CHECKS = frozenset({Check.ALGORITHMS, Check.QUOTE, Check.CLOCK, Check.TRANSPORT_KEY, Check.SELECTION})
+MAX_PUBLIC_KEY: Final = 8 * 1024
+"""Characters of a transport key; RSA-4096 as PEM has 800. It is kept for each node."""
+MIN_KEY_BITS: Final = 2048
+"""A transport key that is weaker does not protect the share that is encrypted to it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What the agent answered. Nothing of it is believed before the quote held.
+    """What the agent said. Nothing of it is believed before the quote held.
 
-    `public_key` is None when the agent was asked to leave it out; `ima_log` is None when there was none; `boot_log` is the
-    binary log; `boottime` is seconds since 1970 or 0.
+    `public_key` is the transport key as PEM text, None when the answer has none. `ima_log` is the text from entry
+    `ima_entry` on, None when there is no log; `boot_log` is binary; `boottime` is seconds since 1970, 0 when unknown.
     """
 
     quote: str
@@ -48,13 +68,14 @@ class Evidence:
     boottime: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What a round expects: the registered AK, the nonce of this round, accept lists, and reference values.
+    """What a good answer looks like. Everything here comes from the registrar, the operator or this round's challenge.
 
-    `required_selection` are the PCRs that were asked for. `identity_only_allowed` says that an operator enrolled the node
-    without any reference value and knows it. `runtime_policy` and `boot_policy` are not judged yet: when one is set, its
-    check is required and does not run, so the node is not trusted.
+    `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
+    hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node pass
+    of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime_policy` and
+    `boot_policy` have their place here but are not judged yet: where one is given, the node is not trusted.
     """
 
     ak: PublicArea
@@ -65,118 +86,158 @@ class Expected:
     pcrs: PcrPolicy
     required_selection: frozenset[int]
     identity_only_allowed: bool
+    nonce_expires: float = inf
     runtime_policy: object | None = None
     boot_policy: object | None = None
 
-    @property
-    def required(self) -> frozenset[Check]:
-        """The checks without which there is no trust."""
-        more = set()
-        if self.pcrs.allowed or not self.identity_only_allowed:
-            more.add(Check.PCR_POLICY)
-        if self.runtime_policy is not None:
-            more.add(Check.IMA_LOG)
-        if self.boot_policy is not None:
-            more.add(Check.BOOT_LOG)
-        return BASE_CHECKS | more
+
+_WITH_POLICY: Final = IDENTITY_CHECKS | {Check.PCR_POLICY}
+_ANNOUNCED: Final[Checks] = frozenset({Check.ALGORITHMS})
+_LATE: Final = _ANNOUNCED | {Check.FRESHNESS}
+_SIGNED: Final = _ANNOUNCED | {Check.QUOTE_SIGNATURE}
+_FRESH: Final = _SIGNED | {Check.FRESHNESS}
+_TIMED: Final = _FRESH | {Check.CLOCK}
+
+_FAULTS: Final = {
+    QuoteFault.KEY_NOT_RESTRICTED: QUOTE_KEY_UNFIT,
+    QuoteFault.HASH_NOT_ACCEPTED: QUOTE_HASH,
+    QuoteFault.SCHEME_MISMATCH: QUOTE_SCHEME,
+    QuoteFault.BAD_SIGNATURE: QUOTE_SIGNATURE,
+    QuoteFault.WRONG_NONCE: QUOTE_NONCE,
+    QuoteFault.SELECTION_MISMATCH: QUOTE_SELECTION,
+    QuoteFault.WRONG_PCR_DIGEST: QUOTE_PCR_DIGEST,
+}
 
 
-@dataclass(slots=True)
-class _Round:
-    """What has been seen so far in one appraisal."""
-
-    ran: set[Check] = field(default_factory=set)
-    findings: list[Finding] = field(default_factory=list)
-
-    def note(self, check: Check, found: tuple[Finding, ...]) -> None:
-        self.ran.add(check)
-        self.findings += found
+def required_checks(expected: Expected) -> Checks:
+    """Return the checks without which there is no trust."""
+    identity_only = not expected.pcrs.allowed and expected.identity_only_allowed
+    required = IDENTITY_CHECKS if identity_only else _WITH_POLICY
+    # A quote that covers the IMA log's PCR asks for the log to be judged.
+    if expected.runtime_policy is not None or IMA_PCR in expected.required_selection:
+        required |= {Check.IMA_LOG}
+    if expected.boot_policy is not None:
+        required |= {Check.BOOT_LOG}
+    return required
 
 
 def appraise(evidence: Evidence, expected: Expected, history: History, now: float) -> Appraisal:
-    """Judge one answer. `now` is seconds since 1970; nothing here looks at a clock of its own.
+    """Judge one answer; `now` is seconds since 1970.
 
-    Order: transport key known, algorithms accepted, quote (key, signature, nonce, selection, digest), TPM clock, then PCRs.
-    A quote that does not hold ends the appraisal: what it says is not evidence.
+    In this order, and no further than the first step with findings: what the agent announces, the quote (signature,
+    nonce, PCR digest), the TPM's clock, PCR values. Any exception is our own fault.
     """
-    del now  # reference values with a validity will need it; the signature is what callers rely on
-    seen = _Round()
-    public_key = evidence.public_key or history.public_key
-    early = _early(evidence, expected, public_key)
-    seen.note(Check.ALGORITHMS, early)
-    if early or public_key is None:
-        return _done(expected, seen, history)
-    quoted = _quote(evidence, expected)
+    required = required_checks(expected)
+    announced = tuple(_check_announced(evidence, expected, history))
+    if announced:
+        return Appraisal(required, _ANNOUNCED, announced, history)
+    if now > expected.nonce_expires:
+        late = Finding(QUOTE_LATE, {"seconds": round(now - expected.nonce_expires)})
+        return Appraisal(required, _LATE, (late,), history)
+    quoted = _proven(evidence, expected)
     if isinstance(quoted, Finding):
-        seen.note(Check.QUOTE, (quoted,))
-        return _done(expected, seen, history)
-    seen.note(Check.QUOTE, ())
-    fault = clock_fault(history.clock, quoted.clock)
-    seen.note(Check.CLOCK, () if fault is None else (_invalid_quote(fault),))
-    if fault is not None:
-        return _done(expected, seen, history)
-    _judge_pcrs(seen, quoted, expected, public_key)
-    bound = not any(one.kind.event_id.endswith("_16") for one in seen.findings)
-    next_history = replace(
-        history,
+        ran = _FRESH if quoted.kind is QUOTE_NONCE else _SIGNED
+        return Appraisal(required, ran, (quoted,), history)
+    clock = check_clock(history.clock, quoted.clock)
+    if clock.finding is not None:
+        return Appraisal(required, _TIMED, (clock.finding,), history)
+    return _judge_values(evidence, expected, history, quoted, clock.since)
+
+
+def unreadable(expected: Expected, history: History, reason: str) -> Appraisal:
+    """Return the appraisal of an answer that is no answer: not JSON, or members missing or of the wrong type."""
+    return Appraisal(required_checks(expected), frozenset(), (Finding(INVALID_DATA, {"message": reason}),), history)
+
+
+def _judge_values(
+    evidence: Evidence, expected: Expected, history: History, quoted: QuotedPcrs, since: Since
+) -> Appraisal:
+    """Judge what the TPM vouched for. The proven clock is kept in any case, the rest only with trust."""
+    public_key = evidence.public_key or history.public_key or ""
+    required = required_checks(expected)
+    findings = tuple(_check_values(quoted, expected, public_key))
+    ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
+    trusted = not findings and required <= ran
+    next_history = History(
         clock=quoted.clock,
-        public_key=public_key if bound else history.public_key,
-        boottime=evidence.boottime,
+        public_key=public_key if trusted else history.public_key,
+        ima_next_entry=0 if since is Since.REBOOTED else history.ima_next_entry,
+        boottime=evidence.boottime if trusted else history.boottime,
     )
-    return replace(_done(expected, seen, next_history), quoted=quoted, rebooted=rebooted(history.clock, quoted.clock))
+    new_key = trusted and public_key != history.public_key
+    return Appraisal(required, ran, findings, next_history, quoted, since, new_key)
 
 
-def _done(expected: Expected, seen: _Round, history: History) -> Appraisal:
-    return Appraisal(expected.required, frozenset(seen.ran), tuple(seen.findings), history)
+def _check_values(quoted: QuotedPcrs, expected: Expected, public_key: str) -> Iterator[Finding]:
+    unbound = check_transport_key(quoted, public_key)
+    if unbound is not None:
+        yield unbound
+    yield from check_allowed(quoted, expected.pcrs)
+    missing = check_requested(quoted, expected.required_selection.union(expected.pcrs.allowed))
+    if missing is not None:
+        yield missing
 
 
-def _early(evidence: Evidence, expected: Expected, public_key: str | None) -> tuple[Finding, ...]:
-    """Look at what the agent says of itself, and hold it against the registered AK: the first thing wrong ends it."""
-    if public_key is None:
-        return (finding(NO_PUBKEY, {"message": "No transport key was sent and none is known"}),)
-    ak, announced = expected.ak, evidence
-    if hash_by_name(announced.hash_alg) is None or announced.hash_alg not in expected.accept_hash:
-        return (_unaccepted(INVALID_HASH_ALG, "hash", announced.hash_alg, expected.accept_hash),)
-    if not key_algorithm_accepted(announced.enc_alg, expected.accept_enc):
-        return (_unaccepted(INVALID_ENC_ALG, "encryption", announced.enc_alg, expected.accept_enc),)
-    # What is announced is only said; the AK is what counts.
-    if normal_key_algorithm(announced.enc_alg) != ak.key_algorithm:
-        return (_unaccepted(INVALID_ENC_ALG, "encryption", ak.key_algorithm, (announced.enc_alg,)),)
-    if announced.sign_alg not in expected.accept_sign:
-        return (_unaccepted(INVALID_SIGN_ALG, "signing", announced.sign_alg, expected.accept_sign),)
-    return ()
+def _check_announced(evidence: Evidence, expected: Expected, history: History) -> Iterator[Finding]:
+    """Yield what is wrong with the answer's own words, all of it."""
+    if evidence.public_key:
+        if evidence.public_key != history.public_key and (reason := _unfit_key(evidence.public_key)):
+            yield Finding(INVALID_DATA, {"message": reason})
+    elif not history.public_key:
+        yield Finding(NO_TRANSPORT_KEY)
+    if not hash_accepted(evidence.hash_alg, expected.accept_hash):
+        yield _not_accepted(HASH_NOT_ACCEPTED, evidence.hash_alg, expected.accept_hash)
+    if not key_accepted(evidence.enc_alg, expected.accept_enc):
+        yield _not_accepted(KEY_NOT_ACCEPTED, evidence.enc_alg, expected.accept_enc)
+    elif key_algorithm(evidence.enc_alg) != expected.ak.key_algorithm:
+        context = {"announced": _said(evidence.enc_alg), "key": expected.ak.key_algorithm}
+        yield Finding(KEY_MISNAMED, context)
+    if not scheme_accepted(evidence.sign_alg, expected.accept_sign):
+        yield _not_accepted(SCHEME_NOT_ACCEPTED, evidence.sign_alg, expected.accept_sign)
 
 
-def _unaccepted(kind: FindingKind, what: str, got: str, accepted: tuple[str, ...]) -> Finding:
-    return finding(kind, {"message": f"{what} algorithm is not accepted", "got": got[:64], "accepted": list(accepted)})
+def _not_accepted(kind: FindingKind, name: str, accepted: tuple[str, ...]) -> Finding:
+    return Finding(kind, {"announced": _said(name), "accepted": accepted})
 
 
-def _quote(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
+def _said(text: str) -> str:
+    """Return what the agent said, as much of it as is worth keeping."""
+    return text[:64]
+
+
+def _unfit_key(public_key: str) -> str | None:
+    """Return why a share cannot be encrypted to this transport key, or None."""
+    if len(public_key) > MAX_PUBLIC_KEY or not public_key.isascii():
+        return f"the transport key is not PEM text of at most {MAX_PUBLIC_KEY} characters"
     try:
-        quote = parse_quote(evidence.quote)
-    except MalformedEvidence as problem:
-        return _invalid_quote(str(problem))
-    announced = _announced_mismatch(evidence, quote)
-    if announced is not None:
-        return _invalid_quote(announced)
-    proven = verify_quote(quote, key=expected.ak, nonce=expected.nonce, accepted_hashes=frozenset(expected.accept_hash))
-    return _invalid_quote(proven.value) if isinstance(proven, QuoteFault) else proven
-
-
-def _announced_mismatch(evidence: Evidence, quote: Quote) -> str | None:
-    if quote.signature.hash_alg.name != evidence.hash_alg:
-        return "The hash algorithm of the signature is not the announced one"
-    if quote.signature.scheme != evidence.sign_alg:
-        return "The scheme of the signature is not the announced one"
+        key = load_public_key(public_key.encode())
+    except UnsupportedKeyError as problem:
+        return f"the transport key cannot be read: {problem}"
+    if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
+        return f"the transport key is not an RSA key of {MIN_KEY_BITS} bits or more"
     return None
 
 
-def _invalid_quote(error: str) -> Finding:
-    return finding(QUOTE_VALIDATION, {"message": "Quote data validation", "error": error})
+def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
+    """Return what the attestation key vouches for, or why it vouches for nothing."""
+    try:
+        quote = parse_quote(evidence.quote)
+    except MalformedEvidence as problem:
+        return Finding(QUOTE_MALFORMED, {"place": problem.place, "reason": problem.reason})
+    misnamed = _misnamed(quote, evidence)
+    if misnamed is not None:
+        return misnamed
+    proven = verify_quote(quote, key=expected.ak, nonce=expected.nonce, accepted_hashes=frozenset(expected.accept_hash))
+    if isinstance(proven, QuoteFault):
+        return Finding(_FAULTS.get(proven, QUOTE_UNUSABLE), {"message": proven.value})
+    return proven
 
 
-def _judge_pcrs(seen: _Round, quoted: QuotedPcrs, expected: Expected, public_key: str) -> None:
-    seen.note(Check.TRANSPORT_KEY, check_transport_key(quoted, public_key))
-    seen.note(Check.SELECTION, check_selection(quoted, expected.required_selection | set(expected.pcrs.allowed)))
-    if expected.pcrs.allowed:
-        seen.note(Check.PCR_POLICY, check_policy(quoted, expected.pcrs))
+def _misnamed(quote: Quote, evidence: Evidence) -> Finding | None:
+    """The accept lists were held against what was announced, so the signature has to be of just that."""
+    signature = quote.signature
+    if signature.hash_alg.name != evidence.hash_alg:
+        return Finding(QUOTE_SCHEME, {"announced": evidence.hash_alg, "signature": signature.hash_alg.name})
+    if signature.scheme != evidence.sign_alg:
+        return Finding(SCHEME_MISNAMED, {"announced": evidence.sign_alg, "signature": signature.scheme})
+    return None

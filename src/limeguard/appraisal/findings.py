@@ -118,6 +118,11 @@ QUOTE_SCHEME: Final = _final(
     _QUOTE,
     "The quote is signed with another algorithm than the one announced or the key's own: register the node again.",
 )
+QUOTE_HASH: Final = _final(
+    "quote.hash-not-accepted",
+    _QUOTE,
+    "The signature or a quoted PCR bank uses a hash algorithm that is not accepted: set another one in the agent.",
+)
 QUOTE_SIGNATURE: Final = _final(
     "quote.bad-signature",
     _QUOTE,
@@ -277,7 +282,9 @@ IMA_TEMPLATE_HASH: Final = _mild(
     "ima.template-hash", "ima.validation.ima_hash", "An entry of the IMA log does not match its hash: it was changed."
 )
 IMA_OTHER_PCR: Final = _mild(
-    "ima.other-pcr", "ima.validation.ima_pcr", "An entry of the IMA log is for another PCR: check the kernel's settings."
+    "ima.other-pcr",
+    "ima.validation.ima_pcr",
+    "An entry of the IMA log is for another PCR: check the kernel's settings.",
 )
 IMA_TOMTOU: Final = _mild(
     "ima.tomtou", "ima.validation.tomtou", "A file was changed while it was measured: find out by what."

@@ -46,5 +46,5 @@ def check_allowed(quoted: QuotedPcrs, policy: PcrPolicy) -> Iterator[Finding]:
         value = quoted.values.get(pcr)
         if value is not None and value not in policy.allowed[pcr]:
             known = any(len(digest) == quoted.bank.size for digest in policy.allowed[pcr])
-            context = {"pcr": pcr, "bank": quoted.bank.name, "value": value.hex()}
-            yield Finding(PCR_VALUE if known else PCR_BANK, context)
+            kind = PCR_VALUE if known else PCR_BANK
+            yield Finding(kind, {"pcr": pcr, "bank": quoted.bank.name, "value": value.hex()})

@@ -11,12 +11,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from limeguard.cli.logs import set_up_logging
 from limeguard.cli.tenant_authority import PayloadAuthority
 from limeguard.cli.tenant_report import PlainReport
 from limeguard.settings import SettingsError, Sources
-from limeguard.telemetry import LoggingConfigError, get_logger, setup_logging
+from limeguard.telemetry import get_logger, setup_logging
 from limeguard.tenant.errors import ArgumentError, TenantError
 from limeguard.tenant.payload import CertificateAuthority
 from limeguard.tenant.report import KeylimeReport, Report, error, info, warning
@@ -141,7 +141,7 @@ def keylime_tenant(argv: Sequence[str] | None = None) -> int:
     """Run as `keylime_tenant` and return the exit status."""
     request, _ = parse(make_parser("keylime_tenant", plain=False), argv)
     sources = Sources.of_process()
-    _set_up_logging(sources)
+    set_up_logging(sources)
     return _guarded(request, sources, KeylimeReport())
 
 
@@ -156,31 +156,6 @@ def tenant(argv: Sequence[str] | None = None) -> int:
     status = _guarded(request, Sources.of_process(), report)
     report.finish(status)
     return status
-
-
-def keylime_tenant_main() -> NoReturn:
-    """Run as `keylime_tenant` and exit."""
-    sys.exit(keylime_tenant())
-
-
-def _set_up_logging(sources: Sources) -> None:
-    config = logging_config(sources)
-    try:
-        setup_logging(config)
-    except LoggingConfigError as problem:
-        setup_logging(None)
-        get_logger("keylime.config").warning("%s", problem)
-        return
-    if config is not None:
-        # Said before logging could be set up by it, hence on stderr and in the layout that Python starts with.
-        sys.stderr.write(f"INFO:keylime.config:Reading configuration from {[str(config)]}\n")
-
-
-def logging_config(sources: Sources) -> Path | None:
-    """Return the logging configuration to use, the most local one that exists."""
-    named = sources.named_file("logging")
-    places = ([named] if named is not None else []) + list(sources.candidates("logging"))
-    return next((path for path in places if path.is_file()), None)
 
 
 def _guarded(request: Request, sources: Sources, report: Report) -> int:

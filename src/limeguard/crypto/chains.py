@@ -1,8 +1,8 @@
 """EK certificates: reading them, also those with malformed DER, and finding their issuer in an operator's store.
 
 Old TPMs carry certificates that strict parsers refuse (wrong lengths, wrong attribute types, trailing bytes). Those
-are decoded leniently and re-encoded; the original bytes stay what is stored and compared. This module is the one home of
-that tolerance. It knows no clock: whether a certificate has expired is for people, TPM certificates are used long after.
+are decoded leniently and re-encoded; the original bytes stay what is stored and compared. This module is the one home
+of that tolerance. It knows no clock: whether a certificate has expired is for people, TPMs are used long after.
 """
 
 import binascii

@@ -1,17 +1,53 @@
-"""Which algorithms an operator accepts, by the names of Keylime's settings."""
+"""Accept lists of algorithms: which spellings mean the same, and what is on a list.
 
-from collections.abc import Iterable
+Decides whether a named algorithm is acceptable; whether the named one was really used is decided by appraisal.
+"""
+
+from functools import lru_cache
 from typing import Final
 
-_ALIASES: Final = {"rsa": "rsa2048", "ecc": "ecc256"}
-"""The unsized names mean one size: `rsa` does not accept a key of 3072 bits."""
+from limeguard.crypto.hashes import hash_by_name
+from limeguard.crypto.keys import ECDSA, ECSCHNORR, RSAPSS, RSASSA
+
+DEFAULT_HASHES: Final = ("sha512", "sha384", "sha256")
+DEFAULT_KEYS: Final = ("ecc", "rsa")
+DEFAULT_SCHEMES: Final = ("ecschnorr", "rsassa")
+"""What Keylime's tenant asks for when its settings say nothing; `ecdsa` is not among them."""
+
+SCHEMES: Final = frozenset({RSASSA, RSAPSS, ECDSA, ECSCHNORR})
+
+# Agents of API 2.5 and later name the size; older ones leave it out where it is the usual one.
+_KEY_ALIASES: Final = {
+    "rsa": "rsa2048",
+    "ecc": "ecc256",
+    "ecc_nist_p192": "ecc192",
+    "ecc_nist_p224": "ecc224",
+    "ecc_nist_p256": "ecc256",
+    "ecc_nist_p384": "ecc384",
+    "ecc_nist_p521": "ecc521",
+}
 
 
-def normal_key_algorithm(name: str) -> str:
-    """Return the sized name of a key algorithm."""
-    return _ALIASES.get(name, name)
+def key_algorithm(name: str) -> str:
+    """Return the spelling with size: `rsa` and `rsa2048` are one, so are `ecc`, `ecc256` and `ecc_nist_p256`."""
+    return _KEY_ALIASES.get(name, name)
 
 
-def key_algorithm_accepted(name: str, accepted: Iterable[str]) -> bool:
-    """Say whether a key algorithm is on the list; `rsa` is `rsa2048` and `ecc` is `ecc256`, on both sides."""
-    return normal_key_algorithm(name) in {normal_key_algorithm(one) for one in accepted}
+def hash_accepted(name: str, accepted: tuple[str, ...]) -> bool:
+    """Say whether a hash algorithm is known and on the list."""
+    return name in accepted and hash_by_name(name) is not None
+
+
+def key_accepted(name: str, accepted: tuple[str, ...]) -> bool:
+    """Say whether a key algorithm is on the list, in any spelling. `rsa` there is RSA-2048 alone, `ecc` P-256."""
+    return key_algorithm(name) in _sized(accepted)
+
+
+def scheme_accepted(name: str, accepted: tuple[str, ...]) -> bool:
+    """Say whether a signature scheme is known and on the list."""
+    return name in accepted and name in SCHEMES
+
+
+@lru_cache(maxsize=256)
+def _sized(accepted: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(key_algorithm, accepted))

@@ -1,137 +1,173 @@
-"""Static PCR policies (`tpm_policy`): for each PCR the digests that are allowed.
+"""PCR allowlists (`tpm_policy`): JSON text to a frozen policy, and back.
 
-Two forms: what an operator writes, `{"15": "00…"}`, and what travels and is stored, which adds the mask of all PCRs that
-are to be quoted, `{"15": ["00…"], "mask": "0x8000"}`.
+Decides what a usable policy is and refuses everything else with every problem named. Must not know any quote.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
+from limeguard.crypto import hashes
 from limeguard.policy.errors import PolicyError as PolicyError  # noqa: PLC0414 - part of this interface
 
-IMA_PCR: Final = 10
 BINDING_PCR: Final = 16
-"""Every quote binds the agent's transport key into this PCR, so no policy may name it."""
-PCRS: Final = 24
-DIGEST_SIZES: Final = (20, 32, 48, 64)
-MAX_DIGESTS: Final = 10_000
-"""Digests for one PCR."""
-MAX_TEXT: Final = 4 * 1024 * 1024
+"""Agents put their transport key here before each quote, so no other value can be asked of it."""
+IMA_PCR: Final = 10
+"""Grows with every file that the kernel measures, so no fixed value can be asked of it."""
+PCR_COUNT: Final = 24
+"""PCRs of the PC Client profile; agents cannot quote others."""
+MAX_TEXT: Final = 1024 * 1024
+"""Characters of a policy: thousands of accepted digests for every PCR stay below it."""
+MASK: Final = "mask"
 
-_MASK = re.compile(r"(0[xX])?[0-9a-fA-F]{1,8}")
+_NUMBER = re.compile(r"[0-9]{1,3}", re.ASCII)
+_MASK = re.compile(r"(?:0[xX])?[0-9a-fA-F]{1,8}", re.ASCII)
+_HEX = re.compile(r"(?:0[xX])?((?:[0-9a-fA-F]{2})+)", re.ASCII)
+_SIZES = {algorithm.size: algorithm.name for algorithm in hashes.ALL if algorithm is not hashes.SM3_256}
 
 
 @dataclass(frozen=True, slots=True)
 class PcrPolicy:
-    """Allowed digests by PCR, and the mask of PCRs to quote (bit n is PCR n)."""
+    """PCR number to the values it may have (digests of any bank), and the PCRs to quote as a bit mask."""
 
     allowed: Mapping[int, frozenset[bytes]]
     mask: int
 
     @property
-    def asked(self) -> int:
-        """The PCRs that a quote must cover: the mask and every PCR with allowed digests."""
-        return self.mask | sum(1 << pcr for pcr in self.allowed)
+    def mask_text(self) -> str:
+        """The mask as agents are asked with it, such as `0x408000`: the one spelling that all of them read."""
+        return f"{self.mask:#x}"
+
+    @property
+    def requested(self) -> frozenset[int]:
+        """The PCRs that a quote must hold: those of the mask and the one that binds the transport key."""
+        return requested_pcrs(self.mask)
+
+
+@lru_cache(maxsize=1024)
+def requested_pcrs(mask: int) -> frozenset[int]:
+    """Return the PCRs of a mask together with the binding PCR, which agents always add."""
+    return frozenset(pcr for pcr in range(PCR_COUNT) if mask >> pcr & 1) | {BINDING_PCR}
 
 
 def parse_tpm_policy(text: str) -> PcrPolicy:
-    """Read the form that travels. Raises PolicyError with every problem."""
+    """Parse the form that servers store and exchange, where `mask` names the PCRs to quote. Raises PolicyError."""
     document = _document(text)
     problems: list[str] = []
-    mask = _mask(document.pop("mask", None), problems)
-    allowed = _allowed(document, {BINDING_PCR}, problems)
-    if problems:
+    mask = _mask(document.pop(MASK, None), problems)
+    allowed = _allowed(document, problems)
+    if mask is not None:
+        problems += [f"PCR {pcr} is listed but not in the mask {mask:#x}" for pcr in allowed if not mask >> pcr & 1]
+    if problems or mask is None:
         raise PolicyError(*problems)
-    return PcrPolicy(allowed, sum(1 << pcr for pcr in allowed) if mask is None else mask)
+    return PcrPolicy(allowed, mask)
 
 
 def from_operator(text: str) -> PcrPolicy:
-    """Read what an operator wrote: PCR 10 and 16 belong to others, the mask is made here. Raises PolicyError."""
+    """Parse what an operator writes: PCR numbers and their values; the mask follows from them. Raises PolicyError."""
     document = _document(text)
-    document.pop("mask", None)
     problems: list[str] = []
-    allowed = _allowed(document, {IMA_PCR, BINDING_PCR}, problems)
+    if MASK in document:
+        problems.append("mask is not written by hand: it follows from the PCRs that are listed")
+        del document[MASK]
+    allowed = _allowed(document, problems)
     if problems:
         raise PolicyError(*problems)
     return PcrPolicy(allowed, sum(1 << pcr for pcr in allowed))
 
 
 def to_wire(policy: PcrPolicy) -> str:
-    """Write the form that travels."""
+    """Return the form that servers exchange: lower-case hex in lists, the mask last."""
     document: dict[str, object] = {
-        str(pcr): sorted(digest.hex() for digest in digests) for pcr, digests in sorted(policy.allowed.items())
+        str(pcr): sorted(value.hex() for value in policy.allowed[pcr]) for pcr in sorted(policy.allowed)
     }
-    return json.dumps({**document, "mask": hex(policy.mask)})
-
-
-def pcrs_of_mask(mask: int) -> frozenset[int]:
-    """Return the PCR numbers of a mask."""
-    return frozenset(n for n in range(PCRS) if mask >> n & 1)
+    return json.dumps({**document, MASK: policy.mask_text})
 
 
 def _document(text: str) -> dict[str, object]:
     if len(text) > MAX_TEXT:
-        raise PolicyError(f"the PCR policy has {len(text)} characters, at most {MAX_TEXT} are allowed")
+        raise PolicyError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are allowed")
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members: dict[str, object] = {}
+        for name, value in pairs:
+            if name in members:
+                repeated.append(f"{_shown(name)} is named more than once")
+            members[name] = value
+        return members
+
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as problem:
-        raise PolicyError(f"the PCR policy is not JSON: {problem}") from None
+        raise PolicyError(f"the policy is not JSON: {problem}") from None
     if not isinstance(document, dict):
-        raise PolicyError('the PCR policy is not a JSON object such as {"15": ["00…"]}')
+        raise PolicyError("the policy is not a JSON object of PCR numbers and digests")
+    if repeated:
+        raise PolicyError(*repeated)
     return document
 
 
 def _mask(value: object, problems: list[str]) -> int | None:
     if value is None:
-        return None
-    if not isinstance(value, str) or not _MASK.fullmatch(value):
-        problems.append('mask is not a hexadecimal text such as "0x8000"')
-        return None
-    mask = int(value, 16)
-    if mask >> PCRS:
-        problems.append(f"mask {value} names PCRs beyond {PCRS - 1}")
-    return mask
+        problems.append("mask is missing: it says which PCRs are quoted")
+    elif not isinstance(value, str) or not _MASK.fullmatch(value):
+        problems.append(f"mask {_shown(value)} is not a hexadecimal text such as 0x8000")
+    elif (mask := int(value, 16)) >> PCR_COUNT:
+        problems.append(f"mask {_shown(value)} names PCRs above {PCR_COUNT - 1}, which agents cannot quote")
+    else:
+        return mask
+    return None
 
 
-def _allowed(document: Mapping[str, object], reserved: set[int], problems: list[str]) -> dict[int, frozenset[bytes]]:
+def _allowed(document: Mapping[str, object], problems: list[str]) -> dict[int, frozenset[bytes]]:
     allowed: dict[int, frozenset[bytes]] = {}
-    for key, value in document.items():
-        if not (key.isascii() and key.isdecimal() and len(key) <= 2 and int(key) < PCRS):
-            problems.append(f"{key[:40]!r} is not a PCR number from 0 to {PCRS - 1}")
-        elif int(key) in reserved:
-            problems.append(f"PCR {int(key)} is reserved, remove it from the policy")
-        elif int(key) in allowed:
-            problems.append(f"PCR {int(key)} stands twice")
-        else:
-            allowed[int(key)] = _digests(int(key), value, problems)
+    for name, values in document.items():
+        found = list(_key_problems(name))
+        digests, wrong = _digests(values)
+        problems += found + [f"PCR {_shown(name)}: {text}" for text in wrong]
+        if not found and int(name) in allowed:
+            problems.append(f"PCR {int(name)} is named more than once")
+        if not found and not wrong:
+            allowed[int(name)] = digests
     return allowed
 
 
-def _digests(pcr: int, value: object, problems: list[str]) -> frozenset[bytes]:
-    values: Iterable[object] = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-    listed = list(values)
-    if not listed or len(listed) > MAX_DIGESTS:
-        problems.append(f"PCR {pcr} needs a digest or a list of 1 to {MAX_DIGESTS} digests")
-        return frozenset()
-    digests = [_digest(one) for one in listed]
-    if None in digests:
-        problems.append(f"PCR {pcr} has a value that is not a hexadecimal digest of {_sizes()} bytes")
-    return frozenset(digest for digest in digests if digest is not None)
+def _key_problems(name: str) -> Iterator[str]:
+    if not _NUMBER.fullmatch(name):
+        yield f"{_shown(name)} is not a PCR number"
+    elif int(name) == BINDING_PCR:
+        yield f"PCR {BINDING_PCR} holds the agent's transport key and cannot be in a policy"
+    elif int(name) == IMA_PCR:
+        yield f"PCR {IMA_PCR} grows with every measured file and cannot have a fixed value: use a runtime policy"
+    elif int(name) >= PCR_COUNT:
+        yield f"PCR {int(name)} does not exist: agents quote 0 to {PCR_COUNT - 1}"
 
 
-def _digest(value: object) -> bytes | None:
-    if not isinstance(value, str):
-        return None
-    text = value.strip().lower().removeprefix("0x")
-    try:
-        digest = bytes.fromhex(text)
-    except ValueError:
-        return None
-    return digest if len(digest) in DIGEST_SIZES else None
+def _digests(values: object) -> tuple[frozenset[bytes], list[str]]:
+    """Return the digests of one PCR and what is wrong with them."""
+    texts = [values] if isinstance(values, str) else values
+    if not isinstance(texts, list):
+        return frozenset(), ["the value is neither a hexadecimal digest nor a list of them"]
+    if not texts:
+        return frozenset(), ["no digest is listed, so that no value could ever be right"]
+    digests: set[bytes] = set()
+    problems: list[str] = []
+    for text in texts:
+        match = _HEX.fullmatch(text) if isinstance(text, str) else None
+        digest = bytes.fromhex(match[1]) if match else b""
+        if len(digest) in _SIZES:
+            digests.add(digest)
+        else:
+            sizes = ", ".join(f"{size} bytes ({name})" for size, name in _SIZES.items())
+            problems.append(f"{_shown(text)} is not a hexadecimal digest of {sizes}")
+    return frozenset(digests), problems
 
 
-def _sizes() -> str:
-    return ", ".join(map(str, DIGEST_SIZES[:-1])) + f" or {DIGEST_SIZES[-1]}"
+def _shown(value: object) -> str:
+    """Return what was written, short and on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -77,6 +77,7 @@ class NodeState:
     integrity: str
     reachability: str
     trust_expires_at: float | None = None
+    proven_at: float | None = None
     attempts: int = 0
     attestation_count: int = 0
     last_received_quote: float = 0.0
@@ -208,6 +209,7 @@ _STATE_COLUMNS = (
     "integrity",
     "reachability",
     "trust_expires_at",
+    "proven_at",
     "attempts",
     "attestation_count",
     "last_received_quote",
@@ -283,6 +285,7 @@ def _state_row(state: NodeState) -> dict[str, Any]:
         "integrity": state.integrity,
         "reachability": state.reachability,
         "trust_expires_at": state.trust_expires_at,
+        "proven_at": state.proven_at,
         "attempts": state.attempts,
         "attestation_count": state.attestation_count,
         "last_received_quote": state.last_received_quote,
@@ -355,6 +358,7 @@ def _state(row: Mapping[Any, Any]) -> NodeState:
         integrity=row["integrity"],
         reachability=row["reachability"],
         trust_expires_at=row["trust_expires_at"],
+        proven_at=row["proven_at"],
         attempts=row["attempts"],
         attestation_count=row["attestation_count"],
         last_received_quote=row["last_received_quote"],

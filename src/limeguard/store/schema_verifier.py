@@ -40,6 +40,7 @@ nodes = sa.Table(
     sa.Column("integrity", sa.String(20), nullable=False),
     sa.Column("reachability", sa.String(20), nullable=False),
     sa.Column("trust_expires_at", sa.Double),
+    sa.Column("proven_at", sa.Double),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("attestation_count", sa.BigInteger, nullable=False),
     sa.Column("last_received_quote", sa.Double, nullable=False),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise
+from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.history import History
 from limeguard.appraisal.verdict import Appraisal
 from limeguard.evidence.reader import MalformedEvidence
@@ -107,5 +108,10 @@ def prove(agent_id: str, answer: QuoteAnswer, appraisal: Appraisal) -> ProvenNod
     """Turn a trusted appraisal into the proof, or say what was found wrong."""
     if appraisal.trusted and answer.pubkey:
         return ProvenNode(agent_id, answer.pubkey)
-    found = ", ".join(clean(finding.event_id) for finding in appraisal.findings)
+    found = ", ".join(_told(finding) for finding in appraisal.findings)
     return found or "the appraisal was not complete"
+
+
+def _told(finding: Finding) -> str:
+    reason = finding.context.get("error", finding.context.get("message"))
+    return clean(finding.event_id if reason is None else f"{finding.event_id}: {reason}")

@@ -3,15 +3,17 @@
 Decides which rounds are due and which come late. Must not know what a round is, and neither waits nor writes.
 """
 
+import asyncio
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.nodes import NodeRecord, NodeState
+from limeguard.verifier.lifecycle import Job
 from limeguard.verifier.view import shows_trust
-from limeguard.web.client import Pin
 
 
 class Node:
@@ -19,21 +21,41 @@ class Node:
 
     `record` is what supervision works with; `visible` is what readers are told. They differ only while a rise of trust
     waits for its commit: nobody hears of trust that the database does not hold.
+
+    `job` is what the timer is for; `busy` while it is done. `generation` counts the words of operators: what a job from
+    before the last one brings back is dropped. `abandoned` says that the running job was cancelled for such a word.
     """
 
-    __slots__ = ("ak", "busy", "due", "dying", "fault_rounds", "pin", "policy", "record", "resumed", "visible")
+    __slots__ = (
+        "abandoned",
+        "address",
+        "ak",
+        "busy",
+        "due",
+        "faults",
+        "generation",
+        "job",
+        "key_delivered",
+        "policy",
+        "record",
+        "running",
+        "visible",
+    )
 
-    def __init__(self, record: NodeRecord, ak: PublicArea, policy: PcrPolicy, pin: Pin | None) -> None:
+    def __init__(self, record: NodeRecord, ak: PublicArea, policy: PcrPolicy, address: AgentAddress) -> None:
         self.record = record
         self.visible = record
         self.ak = ak
         self.policy = policy
-        self.pin = pin
+        self.address = address
         self.due: float | None = None
+        self.job: Job | None = None
         self.busy = False
-        self.dying = False
-        self.resumed = True
-        self.fault_rounds = 0
+        self.abandoned = False
+        self.running: asyncio.Task[None] | None = None
+        self.generation = 0
+        self.key_delivered = False
+        self.faults = 0
 
     @property
     def agent_id(self) -> str:

@@ -1,4 +1,4 @@
-"""The envelope of version 2 messages: `{"code": 200, "status": "Success", "results": {}}`; `code` is the HTTP status."""
+"""The envelope of version 2 messages: `{"code": 200, "status": "Success", "results": {}}`; `code` as in HTTP."""
 
 from typing import Any, Final
 

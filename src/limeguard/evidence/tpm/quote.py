@@ -96,8 +96,8 @@ def verify_quote(
     """Say which PCR values the key vouches for, or why it vouches for none.
 
     `key` comes from the registrar, never from the agent. `accepted_hashes` are names; they bind the signature's hash
-    and every bank (a PCR in a weak bank is worth no more than that bank). Checked in this order: the key is a restricted
-    signing key (TPM 2.0 Part 1 §23.2), algorithms, signature, nonce, selection, PCR digest.
+    and every bank (a PCR in a weak bank is worth no more than that bank). Checked in this order: the key is a
+    restricted signing key (TPM 2.0 Part 1 §23.2), algorithms, signature, nonce, selection, PCR digest.
     """
     signature, attest = quote.signature, quote.attest
     if not key.restricted_signing:

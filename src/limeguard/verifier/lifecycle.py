@@ -1,0 +1,618 @@
+"""The supervision of one node as a pure machine: `step(state, event, rules)` says where it goes and what is to be done.
+
+Decides phases, trust, pauses and what is told to whom. Must not wait, read a clock, store or send: events carry the
+time, effects are data, and the caller does them in order. Whether evidence is good was decided by appraisal.
+
+Three things hold in every phase. Only `RoundTrusted` makes trust, and it carries an expiry. While a node is supervised
+each step that uses up its timer sets exactly one new one. Where supervision ends, an effect says so and why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
+from typing import Final, assert_never
+
+from limeguard.appraisal.findings import (
+    NOT_REACHABLE,
+    NOT_REACHABLE_V,
+    UNEXPECTED_STATUS,
+    UNEXPECTED_STATUS_V,
+    VERSION_NOT_SUPPORTED,
+    Finding,
+)
+from limeguard.appraisal.verdict import Condition, Integrity, Reachability, condition
+from limeguard.policy.severity import SeverityRules
+from limeguard.verifier.challenge import retry_delay
+from limeguard.wire.versions import is_older
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """Where supervision stands. The values are stored."""
+
+    START = "start"
+    """Enrolled, reactivated or taken up again; no good round since."""
+    ATTESTING = "attesting"
+    RETRYING = "retrying"
+    PROVIDING_V = "providing-v"
+    RETRYING_V = "retrying-v"
+    FAILED = "failed"
+    """No usable answer; says nothing about integrity."""
+    DOUBTED = "doubted"
+    """The last evidence was rejected, mildly enough that a good round restores trust."""
+    CONDEMNED = "condemned"
+    """Evidence was rejected for good: only an operator ends this."""
+    STOPPED = "stopped"
+    """Stopped by an operator."""
+    TERMINATED = "terminated"
+    """Being deleted, as soon as the running request is over."""
+
+
+OPERATIONAL_STATES: Final = {
+    Phase.START: 1,
+    Phase.ATTESTING: 3,
+    Phase.RETRYING: 4,
+    Phase.PROVIDING_V: 5,
+    Phase.RETRYING_V: 6,
+    Phase.FAILED: 7,
+    Phase.TERMINATED: 8,
+    Phase.DOUBTED: 9,
+    Phase.CONDEMNED: 9,
+    Phase.STOPPED: 10,
+}
+"""What Keylime's `operational_state` is for each phase."""
+
+PAUSED: Final = frozenset({Phase.STOPPED, Phase.TERMINATED})
+"""Phases in which nobody asks the node anything, because an operator wants it so."""
+
+
+class Job(Enum):
+    """What the node's timer is for, or what runs since it went off."""
+
+    FULL_ROUND = "full-round"
+    """Ask for a quote and the transport key."""
+    PARTIAL_ROUND = "partial-round"
+    """Ask for a quote; the transport key is known."""
+    DELIVER_KEY = "deliver-key"
+    """Send the V share, encrypted to the transport key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """What supervision knows of a node. Times are seconds since 1970.
+
+    `attempts` counts requests without a usable answer since the last one with, `faults` rounds in a row that failed by
+    our own fault. `job` is None where no timer runs. `severity_level` and `last_event_id` name the worst event since
+    enrolment or reactivation. `faults`, `key_delivered` and `job` need not be stored: `Restarted` sets them.
+    """
+
+    phase: Phase = Phase.START
+    integrity: Integrity = Integrity.UNKNOWN
+    reachability: Reachability = Reachability.UNKNOWN
+    trust_expires_at: float | None = None
+    proven_at: float | None = None
+    attempts: int = 0
+    attestation_count: int = 0
+    severity_level: int | None = None
+    last_event_id: str | None = None
+    api_version: str = "2.6"
+    has_v: bool = False
+    key_delivered: bool = False
+    faults: int = 0
+    job: Job | None = None
+
+    def condition(self, now: float) -> Condition:
+        """Return the node's condition at `now`."""
+        return condition(
+            integrity=self.integrity,
+            reachability=self.reachability,
+            paused=self.phase in PAUSED,
+            trust_expires_at=self.trust_expires_at,
+            proven_at=self.proven_at,
+            now=now,
+        )
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+INTERVALS_OF_TRUST: Final = 5
+"""Trust outlives this many intervals, as Keylime's `maximum_attestation_interval` says."""
+MAX_FAULT_PAUSE: Final = 60.0
+"""Seconds at most between tries while the fault is ours: it may be over any moment."""
+MIN_PAUSE: Final = 1.0
+"""Seconds at least between tries that may go on for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How nodes are supervised; times are seconds. `max_retries` tries follow the first that failed.
+
+    `trust_lifetime` is how long one good round counts. `continue_after_failure` goes on asking failed nodes: one that
+    could not be reached may come back by itself, one that was condemned may not, but its findings are collected.
+    """
+
+    quote_interval: float
+    retry_interval: float
+    exponential_backoff: bool
+    max_retries: int
+    trust_lifetime: float
+    severity: SeverityRules
+    continue_after_failure: bool = False
+
+    def pause(self, attempt: int) -> float:
+        """Return the seconds to wait after failed attempt number `attempt`."""
+        return retry_delay(attempt, self.retry_interval, exponential=self.exponential_backoff)
+
+    def long_pause(self) -> float:
+        """Return the seconds between tries to reach a node whose retries are used up."""
+        return max(self.pause(max(self.max_retries, 1)), self.quote_interval, MIN_PAUSE)
+
+
+def default_trust_lifetime(
+    *, quote_interval: float, request_timeout: float, retry_interval: float, exponential_backoff: bool
+) -> float:
+    """Return how long one good round counts when the operator does not say.
+
+    Five intervals; but never less than a pause, an answer that takes all the time it may, and one pause for a retry:
+    slow agents must not turn stale between two good rounds. More retries need no allowance, because a node shows as
+    unreachable from the first try that fails.
+    """
+    retry = retry_delay(1, retry_interval, exponential=exponential_backoff)
+    return max(INTERVALS_OF_TRUST * quote_interval, quote_interval + request_timeout + retry)
+
+
+# --- events ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """The node's row is stored; begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The verifier started and found the node stored in this state."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrusted:
+    """A round ended with a trusted appraisal at `at`. `new_key`: the transport key is not the one known before."""
+
+    at: float
+    new_key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDistrusted:
+    """A round ended with findings, at least one."""
+
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """The request of the running job got no answer, or one of the statuses that count as none (408, 500, 599)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnexpectedStatus:
+    """The request of the running job was refused with this HTTP status."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionAnswered:
+    """The agent did not know the API version and was asked for its own: the newest common one, None where none is."""
+
+    version: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OurFault:
+    """The running job failed inside this verifier or its database."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDelivered:
+    """The agent took the V share."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDeliveryFailed:
+    """The V share cannot be delivered at all, as when the transport key takes no encryption."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reactivated:
+    """An operator wants the node supervised afresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """An operator wants the node left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRequested:
+    """An operator wants the node forgotten. `busy`: a request to it is running."""
+
+    busy: bool
+
+
+Event = (
+    Enrolled
+    | Restarted
+    | RoundTrusted
+    | RoundDistrusted
+    | Unreachable
+    | UnexpectedStatus
+    | VersionAnswered
+    | OurFault
+    | KeyDelivered
+    | KeyDeliveryFailed
+    | Reactivated
+    | StopRequested
+    | DeleteRequested
+)
+
+# --- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Start the job in `after` seconds. Takes the place of any timer of the node."""
+
+    after: float
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Unschedule:
+    """Take the node's timer away, if there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store the state: at once, before anyone is told, when something changed that readers see; else with others."""
+
+    now: bool
+
+
+class NoticeKind(StrEnum):
+    """The type of a notice on the wire."""
+
+    REVOCATION = "revocation"
+    COMM_ERROR = "comm_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Send a notice about this finding."""
+
+    kind: NoticeKind
+    finding: Finding
+    level: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisionEnded:
+    """Say in the log that the node is not asked any more, for this finding."""
+
+    finding: Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Tell the operators of this verifier that it failed, `faults` times in a row with this node."""
+
+    reason: str
+    faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Delete the node's row and forget it."""
+
+
+Effect = Schedule | Unschedule | Persist | Notify | SupervisionEnded | Alarm | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the node is now, and what to do about it, in order."""
+
+    state: Supervision
+    effects: tuple[Effect, ...] = field(default=())
+
+
+_PERSIST_NOW: Final = Persist(now=True)
+_PERSIST_LATER: Final = Persist(now=False)
+_UNSCHEDULE: Final = Unschedule()
+_AT_REST: Final = frozenset({Phase.STOPPED, Phase.TERMINATED})
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def supervised(state: Supervision, rules: Rules) -> bool:
+    """Say whether the node is to be asked again without anybody's doing."""
+    if state.phase in {Phase.FAILED, Phase.CONDEMNED}:
+        return rules.continue_after_failure
+    return state.phase not in _AT_REST
+
+
+def step(state: Supervision, event: Event, rules: Rules) -> Step:
+    """Say where the node goes and what to do about it; the caller does it."""
+    match event:
+        case DeleteRequested(busy):
+            return _delete(state, busy=busy)
+        case _ if state.phase is Phase.TERMINATED:
+            return Step(state, (_UNSCHEDULE, Remove()))
+        case Enrolled() | Reactivated():
+            return _begin(state)
+        case Restarted():
+            return _take_up(state, rules)
+        case StopRequested():
+            return _stop(state)
+        case _ if not supervised(state, rules):
+            return Step(state)  # the answer to a question from before supervision ended
+        case _:
+            return _result(state, event, rules)
+
+
+def _result(
+    state: Supervision,
+    event: RoundTrusted
+    | RoundDistrusted
+    | Unreachable
+    | UnexpectedStatus
+    | VersionAnswered
+    | OurFault
+    | KeyDelivered
+    | KeyDeliveryFailed,
+    rules: Rules,
+) -> Step:
+    delivering = state.job is Job.DELIVER_KEY
+    match event:
+        case RoundTrusted(at, new_key):
+            return _trusted(state, at, new_key=new_key, rules=rules)
+        case RoundDistrusted(findings):
+            return _distrusted(state, findings, rules)
+        case Unreachable(reason):
+            return _unreachable(state, reason, rules)
+        case UnexpectedStatus(status):
+            kind = UNEXPECTED_STATUS_V if delivering else UNEXPECTED_STATUS
+            return _fail(state, Finding(kind, {"status": status}), rules)
+        case VersionAnswered(version):
+            return _version(state, version, rules)
+        case OurFault(reason):
+            return _our_fault(state, reason, rules)
+        case KeyDelivered():
+            return _delivered(state, rules)
+        case KeyDeliveryFailed(reason):
+            return _fail(state, Finding(UNEXPECTED_STATUS_V, {"message": reason}), rules)
+    assert_never(event)
+
+
+def _persist(before: Supervision, after: Supervision) -> Persist:
+    """Whatever readers decide by is stored at once; counters and expiry may wait for company."""
+    same = (
+        before.phase is after.phase
+        and before.integrity is after.integrity
+        and before.reachability is after.reachability
+        and before.severity_level == after.severity_level
+    )
+    return _PERSIST_LATER if same else _PERSIST_NOW
+
+
+# --- operators and starts -------------------------------------------------------------------------------------------
+
+
+def _begin(state: Supervision) -> Step:
+    """Start afresh: nothing is proven, nothing counts against the node, V is delivered again."""
+    begun = Supervision(
+        attestation_count=state.attestation_count,
+        api_version=state.api_version,
+        has_v=state.has_v,
+        job=Job.FULL_ROUND,
+    )
+    return Step(begun, (_PERSIST_NOW, Schedule(0.0, Job.FULL_ROUND)))
+
+
+def _take_up(state: Supervision, rules: Rules) -> Step:
+    """Go on after a start of the verifier. Earlier trust holds until it expires; every answer is asked for afresh."""
+    state = replace(state, job=None, faults=0, attempts=0, key_delivered=False)
+    if not supervised(state, rules):
+        return Step(state)
+    lasting = state.phase in {Phase.FAILED, Phase.DOUBTED, Phase.CONDEMNED}
+    taken = replace(state, phase=state.phase if lasting else Phase.START, job=Job.FULL_ROUND)
+    return Step(taken, (_PERSIST_LATER, Schedule(0.0, Job.FULL_ROUND)))
+
+
+def _stop(state: Supervision) -> Step:
+    """Leave the node alone. Trust ends with supervision, distrust stays known."""
+    stopped = replace(_without_trust(state), phase=Phase.STOPPED, attempts=0, faults=0, job=None)
+    return Step(stopped, (_UNSCHEDULE, _PERSIST_NOW))
+
+
+def _delete(state: Supervision, *, busy: bool) -> Step:
+    if not busy:
+        return Step(replace(state, phase=Phase.TERMINATED, job=None), (_UNSCHEDULE, Remove()))
+    terminated = replace(_without_trust(state), phase=Phase.TERMINATED, job=None)
+    return Step(terminated, (_UNSCHEDULE, _PERSIST_NOW))
+
+
+def _without_trust(state: Supervision) -> Supervision:
+    integrity = Integrity.UNKNOWN if state.integrity is Integrity.TRUSTED else state.integrity
+    return replace(state, integrity=integrity, trust_expires_at=None)
+
+
+# --- rounds ---------------------------------------------------------------------------------------------------------
+
+
+def _trusted(state: Supervision, at: float, *, new_key: bool, rules: Rules) -> Step:
+    if state.phase is Phase.CONDEMNED:
+        # A machine that hid its traces is not the machine it was: an operator decides.
+        again = replace(state, reachability=Reachability.REACHABLE, attempts=0, faults=0, job=Job.FULL_ROUND)
+        return Step(again, (_persist(state, again), Schedule(rules.quote_interval, Job.FULL_ROUND)))
+    delivered = state.key_delivered and not new_key
+    deliver = state.has_v and not delivered
+    job = Job.DELIVER_KEY if deliver else Job.PARTIAL_ROUND
+    trusted = Supervision(
+        phase=Phase.PROVIDING_V if deliver else Phase.ATTESTING,
+        integrity=Integrity.TRUSTED,
+        reachability=Reachability.REACHABLE,
+        trust_expires_at=at + rules.trust_lifetime,
+        proven_at=at,
+        attestation_count=state.attestation_count + 1,
+        severity_level=state.severity_level,
+        last_event_id=state.last_event_id,
+        api_version=state.api_version,
+        has_v=state.has_v,
+        key_delivered=delivered,
+        job=job,
+    )
+    after = 0.0 if deliver else rules.quote_interval
+    return Step(trusted, (_persist(state, trusted), Schedule(after, job)))
+
+
+def _distrusted(state: Supervision, findings: Sequence[Finding], rules: Rules) -> Step:
+    finding, level, label = worst(findings, rules.severity)
+    final = state.phase is Phase.CONDEMNED or level >= rules.severity.highest
+    new_incident = state.integrity is not Integrity.DISTRUSTED
+    distrusted = replace(
+        _noted(state, finding, level),
+        phase=Phase.CONDEMNED if final else Phase.DOUBTED,
+        integrity=Integrity.DISTRUSTED,
+        reachability=Reachability.REACHABLE,
+        trust_expires_at=None,
+        attempts=0,
+        faults=0,
+    )
+    notify = Notify(NoticeKind.REVOCATION, finding, level, label)
+    told = (notify,) if new_incident or _rises(state, level) else ()
+    return _go_on_or_end(distrusted, finding, rules.quote_interval, told, rules)
+
+
+def worst(findings: Sequence[Finding], severity: SeverityRules) -> tuple[Finding, int, str]:
+    """Return the first finding of the highest severity, its level and label. Raises ValueError when there is none."""
+    levelled = [(finding, *severity.level(finding.event_id, not finding.recoverable)) for finding in findings]
+    return max(levelled, key=lambda entry: entry[1])
+
+
+def _rises(state: Supervision, level: int) -> bool:
+    return state.severity_level is None or level > state.severity_level
+
+
+def _noted(state: Supervision, finding: Finding, level: int) -> Supervision:
+    """Keep the worst event since enrolment or reactivation."""
+    if not _rises(state, level):
+        return state
+    return replace(state, severity_level=level, last_event_id=finding.event_id)
+
+
+def _go_on_or_end(state: Supervision, finding: Finding, after: float, told: tuple[Effect, ...], rules: Rules) -> Step:
+    """Finish a step that something bad led to. It is stored before anyone is told."""
+    if supervised(state, rules):
+        state = replace(state, job=Job.FULL_ROUND)
+        return Step(state, (_PERSIST_NOW, *told, Schedule(after, Job.FULL_ROUND)))
+    return Step(replace(state, job=None), (_PERSIST_NOW, *told, _UNSCHEDULE, SupervisionEnded(finding)))
+
+
+# --- no usable answer -----------------------------------------------------------------------------------------------
+
+
+def _unreachable(state: Supervision, reason: str, rules: Rules) -> Step:
+    attempts = state.attempts + 1
+    delivering = state.job is Job.DELIVER_KEY
+    patient = state.phase in {Phase.FAILED, Phase.CONDEMNED}
+    if attempts > rules.max_retries and not patient:
+        kind = NOT_REACHABLE_V if delivering else NOT_REACHABLE
+        return _fail(state, Finding(kind, {"message": reason, "tries": attempts}), rules)
+    job = Job.DELIVER_KEY if delivering else Job.FULL_ROUND
+    retrying = replace(
+        state,
+        phase=_retry_phase(state.phase),
+        reachability=Reachability.UNREACHABLE,
+        attempts=attempts,
+        faults=0,
+        job=job,
+    )
+    after = rules.long_pause() if patient else rules.pause(attempts)
+    return Step(retrying, (_persist(state, retrying), Schedule(after, job)))
+
+
+def _retry_phase(phase: Phase) -> Phase:
+    """Phases that say more than that a node is being retried are kept."""
+    return {
+        Phase.ATTESTING: Phase.RETRYING,
+        Phase.PROVIDING_V: Phase.RETRYING_V,
+    }.get(phase, phase)
+
+
+def _fail(state: Supervision, finding: Finding, rules: Rules) -> Step:
+    """Give up on a node that gives no usable answer. Its integrity stays what it was until the trust expires."""
+    level, label = rules.severity.level(finding.event_id, not finding.recoverable)
+    failed = replace(
+        _noted(state, finding, level),
+        phase=Phase.CONDEMNED if state.phase is Phase.CONDEMNED else Phase.FAILED,
+        reachability=Reachability.UNREACHABLE,
+        attempts=state.attempts + 1,
+        faults=0,
+    )
+    fresh = state.phase not in {Phase.FAILED, Phase.CONDEMNED}
+    lost = finding.kind is NOT_REACHABLE_V or (finding.kind is NOT_REACHABLE and state.attestation_count > 0)
+    told = (Notify(NoticeKind.COMM_ERROR, finding, level, label),) if lost and fresh else ()
+    return _go_on_or_end(failed, finding, rules.long_pause(), told, rules)
+
+
+def _version(state: Supervision, version: str | None, rules: Rules) -> Step:
+    """Follow a change of the agent's API version upwards; a node that was attested does not go back."""
+    if version == state.api_version:
+        return _unreachable(state, f"the agent refuses API version {version}, which it lists", rules)
+    older = version is not None and is_older(version, state.api_version)
+    if version is None or (older and state.attestation_count > 0):
+        context = {"before": state.api_version, "now": version or "none in common"}
+        return _fail(state, Finding(VERSION_NOT_SUPPORTED, context), rules)
+    changed = replace(state, api_version=version)
+    if older:
+        # Counted, so that an agent that goes up and down does not keep us busy for ever.
+        return _unreachable(changed, f"the agent went back to API version {version}", rules)
+    job = Job.DELIVER_KEY if state.job is Job.DELIVER_KEY else Job.FULL_ROUND
+    changed = replace(changed, job=job)
+    return Step(changed, (_PERSIST_LATER, Schedule(rules.pause(max(state.attempts, 1)), job)))
+
+
+# --- our own faults, and V ------------------------------------------------------------------------------------------
+
+
+def _our_fault(state: Supervision, reason: str, rules: Rules) -> Step:
+    """Try again later. The node's record stays as it is: trust runs out by itself, distrust is not made of our bugs."""
+    faults = state.faults + 1
+    job = state.job or Job.FULL_ROUND
+    after = min(max(rules.pause(faults), MIN_PAUSE), MAX_FAULT_PAUSE)
+    return Step(replace(state, faults=faults, job=job), (Alarm(reason, faults), Schedule(after, job)))
+
+
+def _delivered(state: Supervision, rules: Rules) -> Step:
+    if state.job is not Job.DELIVER_KEY:
+        return Step(state)  # the answer to a delivery from before a reactivation
+    attesting = replace(
+        state,
+        phase=Phase.ATTESTING,
+        reachability=Reachability.REACHABLE,
+        attempts=0,
+        faults=0,
+        key_delivered=True,
+        job=Job.PARTIAL_ROUND,
+    )
+    return Step(attesting, (_persist(state, attesting), Schedule(rules.quote_interval, Job.PARTIAL_ROUND)))
