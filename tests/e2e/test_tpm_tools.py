@@ -71,7 +71,8 @@ def test_a_quote_of_a_tpm_holds(tools: Tools, key: str, scheme: str) -> None:
     tools("tpm2_createak", "-C", "ek.ctx", "-c", "ak.ctx", "-G", key, "-g", "sha256", "-s", scheme, "-u", "ak.pub")
     tools.flush()
     pcrs = "sha256:0,1,7,10,16"
-    tools("tpm2_quote", "-c", "ak.ctx", "-l", pcrs, "-q", "aabb", "-m", "m", "-s", "s", "-o", "p", "-F", "serialized")
+    files = ("-m", "m", "-s", "s", "-o", "p", "-F", "serialized")
+    tools("tpm2_quote", "-c", "ak.ctx", "--scheme", scheme, "-l", pcrs, "-q", "aabb", *files)
     tools.flush()
     ak = parse_public_2b(tools.bytes("ak.pub"))
     text = build_quote_string(tools.bytes("m"), tools.bytes("s"), tools.bytes("p"))

@@ -73,8 +73,8 @@ class Expected:
     """What a good answer looks like. Everything here comes from the registrar, the operator or this round's challenge.
 
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
-    hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node pass
-    of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime_policy` and
+    hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
+    pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime_policy` and
     `boot_policy` have their place here but are not judged yet: where one is given, the node is not trusted.
     """
 
@@ -234,7 +234,7 @@ def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
 
 
 def _misnamed(quote: Quote, evidence: Evidence) -> Finding | None:
-    """The accept lists were held against what was announced, so the signature has to be of just that."""
+    """Hold the signature against what was announced, as the accept lists were."""
     signature = quote.signature
     if signature.hash_alg.name != evidence.hash_alg:
         return Finding(QUOTE_SCHEME, {"announced": evidence.hash_alg, "signature": signature.hash_alg.name})

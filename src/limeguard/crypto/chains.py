@@ -25,6 +25,9 @@ _PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 _PEM_END = b"-----END CERTIFICATE-----"
 
 
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+
+
 class CertificateError(ValueError):
     """What was given is no certificate; the text says why."""
 
@@ -45,7 +48,7 @@ def parse_certificate(der: bytes) -> ParsedCertificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         _touch(certificate)
-    except (ValueError, UnsupportedAlgorithm, TypeError):
+    except _UNREADABLE:
         return _lenient(der)
     return ParsedCertificate(der, certificate, malformed=False)
 
@@ -61,7 +64,7 @@ def _lenient(der: bytes) -> ParsedCertificate:
         decoded, _trailing = decoder.decode(der, asn1Spec=rfc2459.Certificate())
         certificate = x509.load_der_x509_certificate(encoder.encode(decoded))
         _touch(certificate)
-    except (PyAsn1Error, ValueError, TypeError, UnsupportedAlgorithm, RecursionError, IndexError, KeyError) as problem:
+    except (*_UNREADABLE, PyAsn1Error, RecursionError, IndexError, KeyError) as problem:
         raise CertificateError(f"not an X.509 certificate: {type(problem).__name__}") from None
     return ParsedCertificate(der, certificate, malformed=True)
 
@@ -122,7 +125,7 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
             key.verify(certificate.signature, certificate.tbs_certificate_bytes, ec.ECDSA(algorithm))
         else:
             return False
-    except (InvalidSignature, ValueError, UnsupportedAlgorithm, TypeError):
+    except (InvalidSignature, *_UNREADABLE):
         return False
     return True
 

@@ -337,7 +337,8 @@ class Step:
 _PERSIST_NOW: Final = Persist(now=True)
 _PERSIST_LATER: Final = Persist(now=False)
 _UNSCHEDULE: Final = Unschedule()
-_AT_REST: Final = frozenset({Phase.STOPPED, Phase.TERMINATED})
+_ENDING: Final = frozenset({Phase.FAILED, Phase.CONDEMNED})
+"""Phases that end supervision unless the rules say to go on."""
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------
@@ -345,9 +346,9 @@ _AT_REST: Final = frozenset({Phase.STOPPED, Phase.TERMINATED})
 
 def supervised(state: Supervision, rules: Rules) -> bool:
     """Say whether the node is to be asked again without anybody's doing."""
-    if state.phase in {Phase.FAILED, Phase.CONDEMNED}:
+    if state.phase in _ENDING:
         return rules.continue_after_failure
-    return state.phase not in _AT_REST
+    return state.phase not in PAUSED
 
 
 def step(state: Supervision, event: Event, rules: Rules) -> Step:
@@ -355,7 +356,7 @@ def step(state: Supervision, event: Event, rules: Rules) -> Step:
     match event:
         case DeleteRequested(busy):
             return _delete(state, busy=busy)
-        case _ if state.phase is Phase.TERMINATED:
+        case _ if state.phase == Phase.TERMINATED:
             return Step(state, (_UNSCHEDULE, Remove()))
         case Enrolled() | Reactivated():
             return _begin(state)
@@ -398,17 +399,19 @@ def _result(
             return _our_fault(state, reason, rules)
         case KeyDelivered():
             return _delivered(state, rules)
-        case KeyDeliveryFailed(reason):
+        case KeyDeliveryFailed(reason) if delivering:
             return _fail(state, Finding(UNEXPECTED_STATUS_V, {"message": reason}), rules)
+        case KeyDeliveryFailed():
+            return Step(state)  # of a delivery from before a reactivation
     assert_never(event)
 
 
 def _persist(before: Supervision, after: Supervision) -> Persist:
     """Whatever readers decide by is stored at once; counters and expiry may wait for company."""
     same = (
-        before.phase is after.phase
-        and before.integrity is after.integrity
-        and before.reachability is after.reachability
+        before.phase == after.phase
+        and before.integrity == after.integrity
+        and before.reachability == after.reachability
         and before.severity_level == after.severity_level
     )
     return _PERSIST_LATER if same else _PERSIST_NOW
@@ -452,7 +455,7 @@ def _delete(state: Supervision, *, busy: bool) -> Step:
 
 
 def _without_trust(state: Supervision) -> Supervision:
-    integrity = Integrity.UNKNOWN if state.integrity is Integrity.TRUSTED else state.integrity
+    integrity = Integrity.UNKNOWN if state.integrity == Integrity.TRUSTED else state.integrity
     return replace(state, integrity=integrity, trust_expires_at=None)
 
 
@@ -460,7 +463,7 @@ def _without_trust(state: Supervision) -> Supervision:
 
 
 def _trusted(state: Supervision, at: float, *, new_key: bool, rules: Rules) -> Step:
-    if state.phase is Phase.CONDEMNED:
+    if state.phase == Phase.CONDEMNED:
         # A machine that hid its traces is not the machine it was: an operator decides.
         again = replace(state, reachability=Reachability.REACHABLE, attempts=0, faults=0, job=Job.FULL_ROUND)
         return Step(again, (_persist(state, again), Schedule(rules.quote_interval, Job.FULL_ROUND)))
@@ -487,8 +490,8 @@ def _trusted(state: Supervision, at: float, *, new_key: bool, rules: Rules) -> S
 
 def _distrusted(state: Supervision, findings: Sequence[Finding], rules: Rules) -> Step:
     finding, level, label = worst(findings, rules.severity)
-    final = state.phase is Phase.CONDEMNED or level >= rules.severity.highest
-    new_incident = state.integrity is not Integrity.DISTRUSTED
+    final = state.phase == Phase.CONDEMNED or level >= rules.severity.highest
+    new_incident = state.integrity != Integrity.DISTRUSTED
     distrusted = replace(
         _noted(state, finding, level),
         phase=Phase.CONDEMNED if final else Phase.DOUBTED,
@@ -500,7 +503,7 @@ def _distrusted(state: Supervision, findings: Sequence[Finding], rules: Rules) -
     )
     notify = Notify(NoticeKind.REVOCATION, finding, level, label)
     told = (notify,) if new_incident or _rises(state, level) else ()
-    return _go_on_or_end(distrusted, finding, rules.quote_interval, told, rules)
+    return _go_on_or_end(_persist(state, distrusted), distrusted, finding, rules.quote_interval, told, rules)
 
 
 def worst(findings: Sequence[Finding], severity: SeverityRules) -> tuple[Finding, int, str]:
@@ -520,12 +523,13 @@ def _noted(state: Supervision, finding: Finding, level: int) -> Supervision:
     return replace(state, severity_level=level, last_event_id=finding.event_id)
 
 
-def _go_on_or_end(state: Supervision, finding: Finding, after: float, told: tuple[Effect, ...], rules: Rules) -> Step:
+def _go_on_or_end(
+    persist: Persist, state: Supervision, finding: Finding, after: float, told: tuple[Effect, ...], rules: Rules
+) -> Step:
     """Finish a step that something bad led to. It is stored before anyone is told."""
     if supervised(state, rules):
-        state = replace(state, job=Job.FULL_ROUND)
-        return Step(state, (_PERSIST_NOW, *told, Schedule(after, Job.FULL_ROUND)))
-    return Step(replace(state, job=None), (_PERSIST_NOW, *told, _UNSCHEDULE, SupervisionEnded(finding)))
+        return Step(replace(state, job=Job.FULL_ROUND), (persist, *told, Schedule(after, Job.FULL_ROUND)))
+    return Step(replace(state, job=None), (persist, *told, _UNSCHEDULE, SupervisionEnded(finding)))
 
 
 # --- no usable answer -----------------------------------------------------------------------------------------------
@@ -534,11 +538,11 @@ def _go_on_or_end(state: Supervision, finding: Finding, after: float, told: tupl
 def _unreachable(state: Supervision, reason: str, rules: Rules) -> Step:
     attempts = state.attempts + 1
     delivering = state.job is Job.DELIVER_KEY
-    patient = state.phase in {Phase.FAILED, Phase.CONDEMNED}
+    patient = state.phase in _ENDING
     if attempts > rules.max_retries and not patient:
         kind = NOT_REACHABLE_V if delivering else NOT_REACHABLE
         return _fail(state, Finding(kind, {"message": reason, "tries": attempts}), rules)
-    job = Job.DELIVER_KEY if delivering else Job.FULL_ROUND
+    job = _again(state)
     retrying = replace(
         state,
         phase=_retry_phase(state.phase),
@@ -552,11 +556,13 @@ def _unreachable(state: Supervision, reason: str, rules: Rules) -> Step:
 
 
 def _retry_phase(phase: Phase) -> Phase:
-    """Phases that say more than that a node is being retried are kept."""
-    return {
-        Phase.ATTESTING: Phase.RETRYING,
-        Phase.PROVIDING_V: Phase.RETRYING_V,
-    }.get(phase, phase)
+    """Return the phase of a retry; those that say more than that are kept."""
+    return {Phase.ATTESTING: Phase.RETRYING, Phase.PROVIDING_V: Phase.RETRYING_V}.get(phase, phase)
+
+
+def _again(state: Supervision) -> Job:
+    """Return the job that takes up what did not work: a round asks for everything again."""
+    return Job.DELIVER_KEY if state.job is Job.DELIVER_KEY else Job.FULL_ROUND
 
 
 def _fail(state: Supervision, finding: Finding, rules: Rules) -> Step:
@@ -564,15 +570,14 @@ def _fail(state: Supervision, finding: Finding, rules: Rules) -> Step:
     level, label = rules.severity.level(finding.event_id, not finding.recoverable)
     failed = replace(
         _noted(state, finding, level),
-        phase=Phase.CONDEMNED if state.phase is Phase.CONDEMNED else Phase.FAILED,
+        phase=Phase.CONDEMNED if state.phase == Phase.CONDEMNED else Phase.FAILED,
         reachability=Reachability.UNREACHABLE,
         attempts=state.attempts + 1,
         faults=0,
     )
-    fresh = state.phase not in {Phase.FAILED, Phase.CONDEMNED}
     lost = finding.kind is NOT_REACHABLE_V or (finding.kind is NOT_REACHABLE and state.attestation_count > 0)
-    told = (Notify(NoticeKind.COMM_ERROR, finding, level, label),) if lost and fresh else ()
-    return _go_on_or_end(failed, finding, rules.long_pause(), told, rules)
+    told = (Notify(NoticeKind.COMM_ERROR, finding, level, label),) if lost else ()
+    return _go_on_or_end(_persist(state, failed), failed, finding, rules.long_pause(), told, rules)
 
 
 def _version(state: Supervision, version: str | None, rules: Rules) -> Step:
@@ -587,7 +592,7 @@ def _version(state: Supervision, version: str | None, rules: Rules) -> Step:
     if older:
         # Counted, so that an agent that goes up and down does not keep us busy for ever.
         return _unreachable(changed, f"the agent went back to API version {version}", rules)
-    job = Job.DELIVER_KEY if state.job is Job.DELIVER_KEY else Job.FULL_ROUND
+    job = _again(state)
     changed = replace(changed, job=job)
     return Step(changed, (_PERSIST_LATER, Schedule(rules.pause(max(state.attempts, 1)), job)))
 
@@ -598,14 +603,14 @@ def _version(state: Supervision, version: str | None, rules: Rules) -> Step:
 def _our_fault(state: Supervision, reason: str, rules: Rules) -> Step:
     """Try again later. The node's record stays as it is: trust runs out by itself, distrust is not made of our bugs."""
     faults = state.faults + 1
-    job = state.job or Job.FULL_ROUND
+    job = _again(state)
     after = min(max(rules.pause(faults), MIN_PAUSE), MAX_FAULT_PAUSE)
     return Step(replace(state, faults=faults, job=job), (Alarm(reason, faults), Schedule(after, job)))
 
 
 def _delivered(state: Supervision, rules: Rules) -> Step:
     if state.job is not Job.DELIVER_KEY:
-        return Step(state)  # the answer to a delivery from before a reactivation
+        return Step(state)  # of a delivery from before a reactivation
     attesting = replace(
         state,
         phase=Phase.ATTESTING,

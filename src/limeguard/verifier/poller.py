@@ -1,0 +1,185 @@
+"""One job with one agent: ask, judge, and say what came of it as an event of the lifecycle.
+
+Decides nothing about the node's future and writes nothing. An exception that leaves `perform` is our own fault; what
+agents do wrong comes back as an event.
+"""
+
+import secrets
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from limeguard.appraisal.appraise import Evidence, Expected, appraise, unreadable
+from limeguard.appraisal.history import History
+from limeguard.appraisal.verdict import Appraisal, Outcome
+from limeguard.clients.agent import AgentClient, AgentRefused
+from limeguard.crypto.keysplit import KeyShareError, encrypt_key_share
+from limeguard.store.nodes import NodeState
+from limeguard.telemetry import clean, get_logger
+from limeguard.verifier import lifecycle
+from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask
+from limeguard.verifier.fleet import Node
+from limeguard.verifier.lifecycle import Event, Job
+from limeguard.web.client import Unreachable
+from limeguard.wire import versions
+from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer
+
+log = get_logger("keylime.verifier")
+
+NO_ANSWER: Final = frozenset({408, 500, 599})
+"""Statuses that count as no answer and are tried again (Keylime REST API, how the verifier calls the agent)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a round learned beside its event. `answered_at` is None when no quote was checked."""
+
+    appraisal: Appraisal
+    answered_at: float | None
+    hash_alg: str
+    enc_alg: str
+    sign_alg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a job."""
+
+    event: Event
+    facts: Facts | None = None
+
+
+def history_of(state: NodeState) -> History:
+    """Return what earlier rounds proved."""
+    return History(state.clock, state.public_key, state.ima_next_entry, state.boottime)
+
+
+class Poller:
+    """Does jobs, any number at once; holds no state of any node."""
+
+    def __init__(
+        self,
+        agents: AgentClient,
+        *,
+        answer_within: float,
+        now: Callable[[], float] = time.time,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
+        """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970."""
+        self._agents = agents
+        self._answer_within = answer_within
+        self._now = now
+        self._random = random
+
+    async def perform(self, node: Node, job: Job) -> Result:
+        """Do one job. Raises whatever is our own fault."""
+        try:
+            if job is Job.DELIVER_KEY:
+                return Result(await self._deliver(node))
+            return await self._round(node, partial=job is Job.PARTIAL_ROUND)
+        except Unreachable as problem:
+            return Result(lifecycle.Unreachable(f"{problem.kind}: {problem.reason}"))
+        except AgentRefused as refused:
+            return Result(await self._refused(node, refused))
+
+    async def _round(self, node: Node, *, partial: bool) -> Result:
+        state = node.state
+        question = ask(
+            node.policy,
+            self._random(NONCE_BYTES),
+            partial=partial,
+            api_version=state.supported_version,
+            ima_entry=state.ima_next_entry,
+        )
+        expected = self._expected(node, question, self._now() + self._answer_within)
+        try:
+            answer = await self._agents.integrity_quote(
+                node.address,
+                question.api_version,
+                nonce=question.nonce,
+                mask=question.mask,
+                partial=question.partial,
+                ima_entry=question.ima_ml_entry,
+            )
+            evidence = _evidence(answer)
+        except BadAnswer as problem:
+            return self._judged(unreadable(expected, history_of(state), clean(problem)), None)
+        return self._judged(appraise(evidence, expected, history_of(state), self._now()), answer)
+
+    def _expected(self, node: Node, question: QuoteRequest, nonce_expires: float) -> Expected:
+        enrolled = node.record.enrolled
+        return Expected(
+            ak=node.ak,
+            nonce=question.nonce.encode(),
+            nonce_expires=nonce_expires,
+            accept_hash=enrolled.accept_hash,
+            accept_enc=enrolled.accept_enc,
+            accept_sign=enrolled.accept_sign,
+            pcrs=node.policy,
+            required_selection=node.policy.requested,
+            # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
+            identity_only_allowed=True,
+        )
+
+    def _judged(self, appraisal: Appraisal, answer: QuoteAnswer | None) -> Result:
+        now = self._now()
+        checked = appraisal.required & appraisal.ran
+        facts = Facts(
+            appraisal,
+            now if answer is not None and len(checked) > 1 else None,
+            answer.hash_alg[:20] if answer is not None else "",
+            answer.enc_alg[:20] if answer is not None else "",
+            answer.sign_alg[:20] if answer is not None else "",
+        )
+        match appraisal.outcome:
+            case Outcome.TRUSTED:
+                return Result(lifecycle.RoundTrusted(now, new_key=appraisal.new_key), facts)
+            case Outcome.DISTRUSTED:
+                return Result(lifecycle.RoundDistrusted(appraisal.findings), facts)
+            case Outcome.INCOMPLETE:
+                missing = ", ".join(sorted(appraisal.not_run))
+                return Result(lifecycle.OurFault(f"required checks did not run: {missing}"), facts)
+
+    async def _deliver(self, node: Node) -> Event:
+        share, key = node.record.enrolled.v, node.state.public_key
+        if share is None or key is None:
+            return lifecycle.KeyDeliveryFailed("there is no share to deliver, or no transport key")
+        try:
+            sealed = encrypt_key_share(key, b64decode(share))
+        except KeyShareError as problem:
+            return lifecycle.KeyDeliveryFailed(str(problem))
+        await self._agents.deliver_share(node.address, node.state.supported_version, sealed)
+        return lifecycle.KeyDelivered()
+
+    async def _refused(self, node: Node, refused: AgentRefused) -> Event:
+        if refused.status in NO_ANSWER:
+            return lifecycle.Unreachable(f"status {refused.status}: {refused.text}")
+        if refused.unsupported_version:
+            return await self._renegotiate(node)
+        log.critical(
+            "Unexpected status %d from agent %s: %s", refused.status, clean(node.agent_id), clean(refused.text)
+        )
+        return lifecycle.UnexpectedStatus(refused.status)
+
+    async def _renegotiate(self, node: Node) -> Event:
+        log.info("Agent %s API version bump detected, trying to update stored API version", clean(node.agent_id))
+        try:
+            offered = await self._agents.versions(node.address)
+        except (Unreachable, AgentRefused, BadAnswer) as problem:
+            return lifecycle.Unreachable(f"the agent does not say which API versions it serves: {clean(problem)}")
+        return lifecycle.VersionAnswered(versions.negotiate(versions.AGENT_VERSIONS, offered))
+
+
+def _evidence(answer: QuoteAnswer) -> Evidence:
+    return Evidence(
+        quote=answer.quote,
+        hash_alg=answer.hash_alg,
+        enc_alg=answer.enc_alg,
+        sign_alg=answer.sign_alg,
+        public_key=answer.pubkey,
+        ima_log=answer.ima_measurement_list,
+        ima_entry=answer.first_entry,
+        boottime=answer.boottime,
+    )

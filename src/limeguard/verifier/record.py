@@ -1,0 +1,95 @@
+"""Between what supervision thinks in and what a row holds: pure, and the only place that knows both."""
+
+from dataclasses import replace
+
+import msgspec
+
+from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.verdict import Integrity, Reachability
+from limeguard.policy.severity import SeverityRules
+from limeguard.store.nodes import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
+from limeguard.verifier.lifecycle import Phase, Supervision
+from limeguard.verifier.poller import Facts
+
+
+def supervision_of(state: NodeState, *, has_v: bool) -> Supervision:
+    """Return what a row says of supervision. Raises ValueError for a row with values that are none of ours."""
+    return Supervision(
+        phase=Phase(state.phase),
+        integrity=Integrity(state.integrity),
+        reachability=Reachability(state.reachability),
+        trust_expires_at=state.trust_expires_at,
+        proven_at=state.proven_at,
+        attempts=state.attempts,
+        attestation_count=state.attestation_count,
+        severity_level=state.severity_level,
+        last_event_id=state.last_event_id,
+        api_version=state.supported_version,
+        has_v=has_v,
+    )
+
+
+def with_supervision(state: NodeState, supervision: Supervision) -> NodeState:
+    """Return the row's state with what supervision says now."""
+    return replace(
+        state,
+        phase=supervision.phase.value,
+        integrity=supervision.integrity.value,
+        reachability=supervision.reachability.value,
+        trust_expires_at=supervision.trust_expires_at,
+        proven_at=supervision.proven_at,
+        attempts=supervision.attempts,
+        attestation_count=supervision.attestation_count,
+        severity_level=supervision.severity_level,
+        last_event_id=supervision.last_event_id,
+        supported_version=supervision.api_version,
+    )
+
+
+def with_facts(state: NodeState, facts: Facts) -> NodeState:
+    """Return the state with what a round learned."""
+    appraisal, history = facts.appraisal, facts.appraisal.history
+    state = replace(
+        state,
+        clock=history.clock,
+        public_key=history.public_key,
+        boottime=history.boottime,
+        ima_next_entry=history.ima_next_entry,
+        required_checks=tuple(sorted(appraisal.required)),
+        ran_checks=tuple(sorted(appraisal.ran)),
+    )
+    if facts.answered_at is None:
+        return state
+    return replace(
+        state,
+        last_received_quote=facts.answered_at,
+        last_successful_attestation=facts.answered_at if appraisal.trusted else state.last_successful_attestation,
+        hash_alg=facts.hash_alg,
+        enc_alg=facts.enc_alg,
+        sign_alg=facts.sign_alg,
+        findings=() if appraisal.trusted else state.findings,
+    )
+
+
+def with_findings(state: NodeState, findings: tuple[Finding, ...], rules: SeverityRules, at: float) -> NodeState:
+    """Return the state with findings added, each kind of event once, the first that were seen."""
+    known = {(one.id, one.event_id) for one in state.findings}
+    fresh = [stored(one, rules, at) for one in findings if (one.kind.id, one.event_id) not in known]
+    return replace(state, findings=(*state.findings, *fresh)[:MAX_FINDINGS]) if fresh else state
+
+
+def stored(finding: Finding, rules: SeverityRules, at: float) -> StoredFinding:
+    """Return a finding as it is kept."""
+    level, label = rules.level(finding.event_id, not finding.recoverable)
+    context = msgspec.json.encode(dict(finding.context)).decode()
+    if len(context) > MAX_CONTEXT:
+        context = msgspec.json.encode({"message": f"too long to keep: {context[: MAX_CONTEXT // 2]}"}).decode()
+    return StoredFinding(
+        id=finding.kind.id,
+        event_id=finding.event_id,
+        severity=level,
+        label=label,
+        context=context,
+        advice=finding.kind.advice,
+        at=at,
+    )
