@@ -182,9 +182,7 @@ async def test_the_key_is_known_when_both_halves_came(site: Site) -> None:
     assert results(await site.get(target)) == {"hmac": challenge_hmac(KEY, "ABCDEFGHIJ0123456789")}
 
 
-async def test_halves_that_do_not_fit_are_taken_without_a_word(
-    site: Site, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_halves_that_do_not_fit_are_taken_without_a_word(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert results(await site.post("/v2.6/keys/ukey", ukey(auth_tag="00" * 48))) is None
     assert results(await site.post("/v2.6/keys/vkey", agent_v2.encode_vkey(encrypt_key_share(PEM, V)))) is None
     assert "No pair of the waiting halves" in caplog.text

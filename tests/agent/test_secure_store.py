@@ -65,7 +65,9 @@ def test_a_tmpfs_is_mounted_once_and_handed_over(folder: Path, caplog: pytest.Lo
 def test_another_file_system_is_an_error_with_the_known_text(folder: Path) -> None:
     (folder / "secure").mkdir()
     subprocess.run(["mount", "-t", "ramfs", "ramfs", str(folder / "secure")], check=True)
-    known = f"Secure mount error: Secure storage location {folder}/secure already mounted on wrong file system type: ramfs"
+    known = (
+        f"Secure mount error: Secure storage location {folder}/secure already mounted on wrong file system type: ramfs"
+    )
     with pytest.raises(SecureMountError) as problem:
         prepare_secure_store(folder, "1m", None)
     assert str(problem.value).startswith(known)
@@ -106,5 +108,3 @@ def test_a_mount_that_fails_leaves_no_store(
 def test_a_size_that_is_none_is_refused(folder: Path, size: str) -> None:
     with pytest.raises(SecureMountError, match="secure_size"):
         prepare_secure_store(folder, size, None)
-
-

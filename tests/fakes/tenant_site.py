@@ -319,8 +319,11 @@ def _response(status: int, document: object) -> Response:
 
 
 @contextlib.asynccontextmanager
-async def running_site(folder: Path, agent: SoftAgent) -> AsyncIterator[Site]:
-    """Start the three on free ports, under one CA whose files lie where the tenant's settings look for them."""
+async def running_site(folder: Path, agent: SoftAgent, agent_clients: Path | None = None) -> AsyncIterator[Site]:
+    """Start the three on free ports, under one CA whose files lie where the tenant's settings look for them.
+
+    `agent_clients` names the CA of the clients that the agent trusts, when that is another one.
+    """
     ca = Authority(folder / "cv_ca")
     server, client = ca.issue("server"), ca.issue("client")
     client.certificate.rename(folder / "cv_ca" / "client-cert.crt")
@@ -331,7 +334,7 @@ async def running_site(folder: Path, agent: SoftAgent) -> AsyncIterator[Site]:
     contexts: dict[str, ssl.SSLContext] = {
         "registrar": server_context(server, ca.identity.certificate),
         "verifier": server_context(server, ca.identity.certificate),
-        "agent": server_context(agent.identity, ca.identity.certificate, required=True),
+        "agent": server_context(agent.identity, agent_clients or ca.identity.certificate, required=True),
     }
     listeners = {who: Listener(site.answer(who), "127.0.0.1", 0, context) for who, context in contexts.items()}
     async with contextlib.AsyncExitStack() as stack:

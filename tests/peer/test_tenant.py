@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.fakes.keylime_peer import Ended, KeylimeSite, PeerAgent, keylime_site, peer_agent
 
 from limeguard.crypto import keysplit
@@ -58,20 +59,20 @@ def steady(line: str) -> str:
     return re.sub(r"(responded indicating a conflict for agent [^:]*:?\d*\)).*(Run .*)", r"\1 \2", line)
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[KeylimeSite]:
     async with keylime_site(tmp_path_factory.mktemp("keylime")) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def agent(site: KeylimeSite) -> AsyncIterator[PeerAgent]:
     async with peer_agent(site.folder, NODE, site.ca) as running:
         await running.register(site.ports["registrar"])
         yield running
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def enrolled(site: KeylimeSite, agent: PeerAgent) -> AsyncIterator[PeerAgent]:
     ended = await site.our_tenant("-c", "add", "-u", NODE)
     assert ended.status == 0, ended.out

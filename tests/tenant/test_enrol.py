@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.fakes.pki import Authority, self_signed
 from tests.fakes.softtpm import SoftAk
-from tests.fakes.tenant_site import NODE, Answer, Call, Site, failure
+from tests.fakes.tenant_site import NODE, Answer, Call, Site, SoftAgent, failure, running_site
 from tests.tenant.conftest import Tenant
 
 from limeguard.crypto import keysplit
@@ -274,23 +274,24 @@ async def test_an_agent_that_is_not_there_is_given_up_after_the_tries_allowed(si
     assert f"Tenant cannot establish connection to Agent {NODE} (127.0.0.1:1)" in tenant.heard.errors[0]
 
 
-async def test_an_agent_that_does_not_trust_us_leads_to_its_settings(
+async def test_an_agent_that_does_not_trust_us_leads_to_its_settings(tmp_path: Path) -> None:
+    other = Authority(tmp_path / "other", "Other CA").identity.certificate
+    async with running_site(tmp_path, SoftAgent(tmp_path, NODE), other) as site:
+        site.register()
+        tenant = Tenant(site)
+        assert await tenant("add") == 1
+    assert "trusted_client_ca of the agent" in tenant.heard.errors[0]
+    assert "SSLError" in tenant.heard.errors[0]
+
+
+async def test_a_server_that_does_not_trust_us_leads_to_its_settings(
     site: Site, tenant: Tenant, tmp_path: Path
 ) -> None:
     stranger = Authority(tmp_path / "other", "Other CA").issue("client")
-    (tmp_path / "cv_ca" / "other.crt").write_text(stranger.pem)
-    (tmp_path / "cv_ca" / "other.pem").write_bytes(stranger.key.read_bytes())
-    # The registrar of this test asks for no certificate of its own CA: only the agent is meant.
-    site.overrides.append(
-        lambda call: (
-            (200, {"code": 200, "status": "Success", "results": site.records[NODE]})
-            if call.who == "registrar" and call.path != "/version"
-            else None
-        )
-    )
-    settings = site.settings(client_cert="other.crt", client_key="other.pem")
+    settings = site.settings(client_cert=str(stranger.certificate), client_key=str(stranger.key))
     assert await tenant("add", settings) == 1
-    assert "SSLError" in tenant.heard.text or "UNKNOWN_CA" in tenant.heard.text
+    assert "trusted_client_ca of the server" in tenant.heard.errors[0]
+    assert "SSLError" in tenant.heard.errors[0]
 
 
 # --- nothing secret leaves before the node proved itself -------------------------------------------------------------

@@ -6,6 +6,7 @@ The one place where the agent's parts meet settings and environment.
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -101,6 +102,14 @@ def parse_password(text: str) -> bytes:
         raise NoIdentity("tpm_ownerpassword begins with hex: and what follows are not hex digits.") from None
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise OSError when the address cannot be bound now."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
 def prepare(settings: AgentSettings) -> Prepared:
     """Open what only root may open, mount the secure folder, and give up root."""
     os.umask(PRIVATE_UMASK)
@@ -159,8 +168,9 @@ class Agent:
             log.info("Agent UUID: %s", agent_id)
             node = self._node(agent_id, versions, options, thread, attester)
             identity = self._server_identity(agent_id)
-            await self._listen(AgentApi(node), identity, stack)
+            listener = self._listener(AgentApi(node), identity)
             await self._register(node, tpm, identity, thread, attester)
+            await self._listen(listener, stack)
             async with asyncio.TaskGroup() as group:
                 group.create_task(node.bootstrap.work())
                 group.create_task(node.notices.work())
@@ -239,19 +249,29 @@ class Agent:
             settings.contact_ip.strip("[]"),
         )
 
-    async def _listen(self, api: AgentApi, identity: ServerIdentity | None, stack: AsyncExitStack) -> None:
-        """Serve before registering: who learns of the node from the registrar finds it ready."""
+    def _listener(self, api: AgentApi, identity: ServerIdentity | None) -> Listener:
+        """Prepare the server, so that wrong files and a taken port are known before the node is registered."""
         settings = self.settings
         context = None if identity is None else server_context(identity, settings.trusted_client_ca_files)
-        listener = Listener(api.answer, settings.ip.strip("[]"), settings.port, context)
+        address = settings.ip.strip("[]")
+        try:
+            check_address(address, settings.port)
+        except OSError as problem:
+            raise self._cannot_listen(problem) from problem
+        return Listener(api.answer, address, settings.port, context)
+
+    async def _listen(self, listener: Listener, stack: AsyncExitStack) -> None:
+        """Serve, after registering: an open port tells that the node is registered."""
         try:
             await listener.start()
         except OSError as problem:
-            raise CannotListen(
-                f"The agent cannot listen on {settings.ip} port {settings.port}: {problem.strerror}; check ip and port."
-            ) from problem
+            raise self._cannot_listen(problem) from problem
         stack.push_async_callback(listener.stop)
-        log.info("Listening on %s port %d", settings.ip, listener.port)
+        log.info("Listening on %s port %d", self.settings.ip, listener.port)
+
+    def _cannot_listen(self, problem: OSError) -> CannotListen:
+        where = f"{self.settings.ip} port {self.settings.port}"
+        return CannotListen(f"The agent cannot listen on {where}: {clean(problem.strerror)}; check ip and port.")
 
     async def _register(
         self,

@@ -1,7 +1,9 @@
 """A bounded cursor over bytes from outside; every binary parser reads through it."""
 
 import struct
+from typing import Any
 
+_U8 = struct.Struct(">B")
 _U16 = struct.Struct(">H")
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
@@ -43,33 +45,45 @@ class Reader:
         self._position = end
         return self._data[start:end]
 
+    def unpack(self, layout: struct.Struct, field: str) -> tuple[Any, ...]:
+        """Return the next fields, all of one fixed layout. Raises MalformedEvidence."""
+        start = self._position
+        try:
+            values = layout.unpack_from(self._data, start)
+        except struct.error:
+            raise MalformedEvidence(
+                f"{self._what}.{field}", f"needs {layout.size} bytes, {self.remaining} are left"
+            ) from None
+        self._position = start + layout.size
+        return values
+
     def u8(self, field: str) -> int:
         """Return the next byte."""
-        return self.take(1, field)[0]
+        return int(self.unpack(_U8, field)[0])
 
     def u16(self, field: str) -> int:
         """Return the next 16 bits."""
-        return int(_U16.unpack(self.take(2, field))[0])
+        return int(self.unpack(_U16, field)[0])
 
     def u32(self, field: str) -> int:
         """Return the next 32 bits."""
-        return int(_U32.unpack(self.take(4, field))[0])
+        return int(self.unpack(_U32, field)[0])
 
     def u64(self, field: str) -> int:
         """Return the next 64 bits."""
-        return int(_U64.unpack(self.take(8, field))[0])
+        return int(self.unpack(_U64, field)[0])
 
     def u16_le(self, field: str) -> int:
         """Return the next 16 bits, little-endian."""
-        return int(_U16_LE.unpack(self.take(2, field))[0])
+        return int(self.unpack(_U16_LE, field)[0])
 
     def u32_le(self, field: str) -> int:
         """Return the next 32 bits, little-endian."""
-        return int(_U32_LE.unpack(self.take(4, field))[0])
+        return int(self.unpack(_U32_LE, field)[0])
 
     def sized(self, field: str, limit: int) -> bytes:
         """Return the content of a TPM2B of at most `limit` bytes. Raises MalformedEvidence."""
-        size = self.u16(field)
+        size = self.unpack(_U16, field)[0]
         if size > limit:
             raise MalformedEvidence(f"{self._what}.{field}", f"has {size} bytes, at most {limit} are allowed")
         return self.take(size, field)

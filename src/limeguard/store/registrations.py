@@ -5,6 +5,7 @@ one came first, so several processes may share the database. Knows rows and SQL;
 good.
 """
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -61,14 +62,16 @@ class Registrations:
         query = sa.select(registrations).where(registrations.c.agent_id == agent_id)
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).mappings().first()
-        return None if row is None else _record(row)
+        # Some databases compare texts without regard to case.
+        return None if row is None or row["agent_id"] != agent_id else _record(row)
 
     async def save(self, record: Registration) -> Registration:
         """Write a record that builds on its `version`; return it as written. Raises Conflict.
 
         Version 0 inserts. A conflict means that the id exists meanwhile, was written by another, or is gone.
         """
-        written = replace(record, version=record.version + 1)
+        # The first number is drawn: a row that was deleted and made again is not taken for the one that was read.
+        written = replace(record, version=1 + (record.version or secrets.randbits(48)))
         values = asdict(written)
         async with self._database.transaction() as connection:
             if record.version == 0:

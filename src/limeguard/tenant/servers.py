@@ -16,6 +16,7 @@ from limeguard.wire.operator_view import Document, code_of, read_document, serve
 JSON = {"Content-Type": "application/json"}
 OK = 200
 GONE = 410
+REFUSED = "The peer hung up, as it does when it refuses the client certificate (SSLError)"
 HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
 
 
@@ -158,11 +159,8 @@ class AgentLink:
     def explain(self, problem: Unreachable) -> str:
         """Say why there was no answer, and what the operator can do about the usual reasons."""
         text = explain(self._base, problem)
-        if refused_client_certificate(problem):
-            return (
-                f"{text}. The agent does not accept the certificate of this tenant: check that the CA of "
-                "client_cert is in trusted_client_ca of the agent"
-            )
+        if self._pin is not None and refused_client_certificate(problem):
+            return f"{text}. {REFUSED}: is the CA of client_cert in trusted_client_ca of the agent?"
         if problem.kind == "certificate":
             return f"{text}. Something else answers on this address, or the agent has to register its new certificate"
         return text
@@ -175,15 +173,18 @@ def explain(base: str, problem: Unreachable) -> str:
 
 
 def refused_client_certificate(problem: Unreachable) -> bool:
-    """Whether the peer ended the handshake because it does not know who issued our certificate (TLS alert 48)."""
+    """Whether the peer probably did not accept who issued our certificate.
+
+    It says so by TLS alert 48, or, like every server on asyncio, by hanging up.
+    """
     lowered = problem.reason.lower()
-    return "unknown_ca" in lowered or "unknown ca" in lowered
+    return any(sign in lowered for sign in ("unknown_ca", "unknown ca", "disconnected", "reset by peer"))
 
 
 def _server_hint(problem: Unreachable) -> str:
     lowered = problem.reason.lower()
     if refused_client_certificate(problem):
-        return ". The server does not accept client_cert: check trusted_client_ca of the server"
+        return f". {REFUSED}: is its CA in trusted_client_ca of the server?"
     if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
         return ". The server's certificate is not issued by a CA in trusted_server_ca of the tenant"
     return ""

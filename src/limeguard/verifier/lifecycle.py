@@ -247,10 +247,8 @@ class DeleteRequested:
     busy: bool
 
 
-Event = (
-    Enrolled
-    | Restarted
-    | RoundTrusted
+Result = (
+    RoundTrusted
     | RoundDistrusted
     | Unreachable
     | UnexpectedStatus
@@ -258,10 +256,9 @@ Event = (
     | OurFault
     | KeyDelivered
     | KeyDeliveryFailed
-    | Reactivated
-    | StopRequested
-    | DeleteRequested
 )
+"""What a job came to."""
+Event = Result | Enrolled | Restarted | Reactivated | StopRequested | DeleteRequested
 
 # --- effects --------------------------------------------------------------------------------------------------------
 
@@ -370,19 +367,7 @@ def step(state: Supervision, event: Event, rules: Rules) -> Step:
             return _result(state, event, rules)
 
 
-def _result(
-    state: Supervision,
-    event: RoundTrusted
-    | RoundDistrusted
-    | Unreachable
-    | UnexpectedStatus
-    | VersionAnswered
-    | OurFault
-    | KeyDelivered
-    | KeyDeliveryFailed,
-    rules: Rules,
-) -> Step:
-    delivering = state.job is Job.DELIVER_KEY
+def _result(state: Supervision, event: Result, rules: Rules) -> Step:
     match event:
         case RoundTrusted(at, new_key):
             return _trusted(state, at, new_key=new_key, rules=rules)
@@ -391,18 +376,14 @@ def _result(
         case Unreachable(reason):
             return _unreachable(state, reason, rules)
         case UnexpectedStatus(status):
-            kind = UNEXPECTED_STATUS_V if delivering else UNEXPECTED_STATUS
+            kind = UNEXPECTED_STATUS_V if state.job is Job.DELIVER_KEY else UNEXPECTED_STATUS
             return _fail(state, Finding(kind, {"status": status}), rules)
         case VersionAnswered(version):
             return _version(state, version, rules)
         case OurFault(reason):
             return _our_fault(state, reason, rules)
-        case KeyDelivered():
-            return _delivered(state, rules)
-        case KeyDeliveryFailed(reason) if delivering:
-            return _fail(state, Finding(UNEXPECTED_STATUS_V, {"message": reason}), rules)
-        case KeyDeliveryFailed():
-            return Step(state)  # of a delivery from before a reactivation
+        case KeyDelivered() | KeyDeliveryFailed():
+            return _delivery(state, event, rules)
     assert_never(event)
 
 
@@ -608,9 +589,11 @@ def _our_fault(state: Supervision, reason: str, rules: Rules) -> Step:
     return Step(replace(state, faults=faults, job=job), (Alarm(reason, faults), Schedule(after, job)))
 
 
-def _delivered(state: Supervision, rules: Rules) -> Step:
+def _delivery(state: Supervision, event: KeyDelivered | KeyDeliveryFailed, rules: Rules) -> Step:
     if state.job is not Job.DELIVER_KEY:
         return Step(state)  # of a delivery from before a reactivation
+    if isinstance(event, KeyDeliveryFailed):
+        return _fail(state, Finding(UNEXPECTED_STATUS_V, {"message": event.reason}), rules)
     attesting = replace(
         state,
         phase=Phase.ATTESTING,

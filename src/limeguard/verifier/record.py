@@ -46,8 +46,8 @@ def with_supervision(state: NodeState, supervision: Supervision) -> NodeState:
     )
 
 
-def with_facts(state: NodeState, facts: Facts) -> NodeState:
-    """Return the state with what a round learned."""
+def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:
+    """Return the state with what a round learned; `trusted` says whether it made trust, which clears findings."""
     appraisal, history = facts.appraisal, facts.appraisal.history
     state = replace(
         state,
@@ -63,11 +63,11 @@ def with_facts(state: NodeState, facts: Facts) -> NodeState:
     return replace(
         state,
         last_received_quote=facts.answered_at,
-        last_successful_attestation=facts.answered_at if appraisal.trusted else state.last_successful_attestation,
+        last_successful_attestation=facts.answered_at if trusted else state.last_successful_attestation,
         hash_alg=facts.hash_alg,
         enc_alg=facts.enc_alg,
         sign_alg=facts.sign_alg,
-        findings=() if appraisal.trusted else state.findings,
+        findings=() if trusted else state.findings,
     )
 
 

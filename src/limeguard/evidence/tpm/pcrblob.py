@@ -5,6 +5,7 @@
 Values stand in the order of the selections, PCR numbers ascending, eight to a list.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -23,7 +24,8 @@ MAX_LISTS: Final = 3 * 5
 
 PcrValues = Mapping[HashAlgorithm, Mapping[int, bytes]]
 
-_HEAD = struct.Struct("<I" + "HB3sxx" * SLOTS + "I")
+_HEAD = struct.Struct("<I" + "HB3sxx" * SLOTS)
+_COUNT = struct.Struct("<I")
 _LIST = struct.Struct("<I" + "H64s" * PER_LIST)
 
 
@@ -31,13 +33,12 @@ def parse_pcr_blob(data: bytes) -> tuple[tuple[PcrSelection, ...], PcrValues]:
     """Return the selections and, per bank, the value of each PCR. Raises MalformedEvidence."""
     if len(data) < HEAD_SIZE:
         raise MalformedEvidence(WHAT, f"needs {HEAD_SIZE} bytes at least, has {len(data)}")
-    head = _HEAD.unpack_from(data)
-    count, lists = head[0], head[-1]
-    if count > SLOTS or lists > MAX_LISTS:
-        raise MalformedEvidence(WHAT, f"{count} banks and {lists} lists are more than a TPM has")
+    (lists,) = _COUNT.unpack_from(data, HEAD_SIZE - 4)
+    if lists > MAX_LISTS:
+        raise MalformedEvidence(WHAT, f"{lists} lists are more than a TPM has")
     if len(data) != HEAD_SIZE + lists * LIST_SIZE:
         raise MalformedEvidence(WHAT, f"{lists} lists do not make {len(data)} bytes")
-    selections = _selections(head, count)
+    selections = _selections(data[: HEAD_SIZE - 4])
     found = _values(data, lists)
     wanted = [(s.bank, pcr) for s in selections for pcr in s.pcrs]
     if len(found) != len(wanted):
@@ -50,15 +51,19 @@ def parse_pcr_blob(data: bytes) -> tuple[tuple[PcrSelection, ...], PcrValues]:
     return selections, values
 
 
-def _selections(head: tuple[int | bytes, ...], count: int) -> tuple[PcrSelection, ...]:
+@functools.lru_cache(maxsize=256)  # a fleet asks for few different selections, again and again
+def _selections(head: bytes) -> tuple[PcrSelection, ...]:
+    count, *slots = _HEAD.unpack(head)
+    if count > SLOTS:
+        raise MalformedEvidence(WHAT, f"{count} banks are more than a TPM has")
     selections: list[PcrSelection] = []
     for slot in range(count):
-        number, size, bitmap = head[1 + 3 * slot : 4 + 3 * slot]
+        number, size, bitmap = slots[3 * slot : 3 * slot + 3]
         if size == 0:
             continue
-        bank = hash_by_tpm_id(number) if isinstance(number, int) else None
-        if size != 3 or bank is None or not isinstance(bitmap, bytes):
-            raise MalformedEvidence(WHAT, f"slot {slot} selects bank {number!r} with {size!r} bytes")
+        bank = hash_by_tpm_id(number)
+        if size != 3 or bank is None:
+            raise MalformedEvidence(WHAT, f"slot {slot} selects bank {number} with {size} bytes")
         if any(bank == earlier.bank for earlier in selections):
             raise MalformedEvidence(WHAT, f"bank {bank.name} stands twice")
         selections.append(PcrSelection(bank, pcrs_of_bitmap(bitmap)))
@@ -89,7 +94,7 @@ def build_pcr_blob(values: PcrValues) -> bytes:
         flat += [pcrs[n] for n in sorted(pcrs)]
     slots += [0, 0, b"\0\0\0"] * (SLOTS - len(values))
     groups = [flat[i : i + PER_LIST] for i in range(0, len(flat), PER_LIST)]
-    parts = [_HEAD.pack(len(values), *slots, len(groups))]
+    parts = [_HEAD.pack(len(values), *slots), _COUNT.pack(len(groups))]
     for group in groups:
         cells = [cell for value in group for cell in (len(value), value)]
         parts.append(_LIST.pack(len(group), *cells, *(0, b"") * (PER_LIST - len(group))))

@@ -4,6 +4,8 @@ Each `parse_*` takes exact bytes, returns a value or raises MalformedEvidence, a
 `build_*` is its inverse. What a value means for trust is decided elsewhere.
 """
 
+import functools
+import struct
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,6 +50,9 @@ MAX_SELECTIONS: Final = 16
 """HASH_COUNT of TPML_PCR_SELECTION in the TSS; no TPM has as many banks."""
 MAX_SELECT: Final = 4
 MAX_PUBLIC: Final = 1024
+
+_ATTEST_HEAD: Final = struct.Struct(">IH")  # magic, type
+_ATTEST_CLOCK: Final = struct.Struct(">QIIBQ")  # clock, resetCount, restartCount, safe, firmwareVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,18 +288,17 @@ class CertifyAttest:
 def parse_attest(data: bytes) -> QuoteAttest | CertifyAttest:
     """Parse a TPMS_ATTEST that is a quote or a certification. Raises MalformedEvidence."""
     reader = Reader(data, "TPMS_ATTEST")
-    magic = reader.u32("magic")
+    magic, kind = reader.unpack(_ATTEST_HEAD, "magic")
     if magic != TPM_GENERATED:
         raise reader.refuse("magic", f"0x{magic:08x} says that no TPM made this")
-    kind = reader.u16("type")
     if kind not in {ST_ATTEST_QUOTE, ST_ATTEST_CERTIFY}:
         raise reader.refuse("type", f"0x{kind:04x} is neither a quote nor a certification")
     signer = reader.sized("qualifiedSigner", MAX_NAME)
     extra_data = reader.sized("extraData", MAX_EXTRA_DATA)
-    clock_info = ClockInfo(
-        reader.u64("clock"), reader.u32("resetCount"), reader.u32("restartCount"), _yes_no(reader, "safe")
-    )
-    firmware = reader.u64("firmwareVersion")
+    clock, resets, restarts, safe, firmware = reader.unpack(_ATTEST_CLOCK, "clockInfo")
+    if safe > 1:
+        raise reader.refuse("clockInfo.safe", f"{safe} is not a TPMI_YES_NO")
+    clock_info = ClockInfo(clock, resets, restarts, bool(safe))
     attest: QuoteAttest | CertifyAttest
     if kind == ST_ATTEST_QUOTE:
         selection = _selections(reader)
@@ -304,13 +308,6 @@ def parse_attest(data: bytes) -> QuoteAttest | CertifyAttest:
         attest = CertifyAttest(signer, extra_data, clock_info, firmware, name, reader.sized("qualifiedName", MAX_NAME))
     reader.finish()
     return attest
-
-
-def _yes_no(reader: Reader, field_name: str) -> bool:
-    value = reader.u8(field_name)
-    if value > 1:
-        raise reader.refuse(field_name, f"{value} is not a TPMI_YES_NO")
-    return bool(value)
 
 
 def _selections(reader: Reader) -> tuple[PcrSelection, ...]:
@@ -329,6 +326,7 @@ def _selections(reader: Reader) -> tuple[PcrSelection, ...]:
     return tuple(selections)
 
 
+@functools.lru_cache(maxsize=256)  # a fleet asks for few different selections, again and again
 def pcrs_of_bitmap(bitmap: bytes) -> tuple[int, ...]:
     """Return the PCR numbers of a selection: PCR n is bit n % 8 of byte n / 8."""
     bits = int.from_bytes(bitmap, "little")
