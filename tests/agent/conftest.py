@@ -110,7 +110,7 @@ async def registrar() -> AsyncIterator[FakeRegistrar]:
 class AgentProcess:
     """`keylime_agent` as a process of its own, configured through the environment."""
 
-    def __init__(self, folder: Path, tcti: str, registrar_port: int, **options: str) -> None:
+    def __init__(self, folder: Path, tcti: str, registrar: int, **options: str) -> None:
         self.folder = folder / "keylime"
         self.folder.mkdir(exist_ok=True)
         self.log = folder / "agent.log"
@@ -119,7 +119,7 @@ class AgentProcess:
             "uuid": AGENT_ID,
             "port": str(self.port),
             "contact_port": str(self.port),
-            "registrar_port": str(registrar_port),
+            "registrar_port": str(registrar),
             "enable_agent_mtls": "false",
             "enable_insecure_payload": "true",
             "run_as": "",
@@ -159,6 +159,19 @@ class AgentProcess:
             assert self.process.poll() is None, f"the agent ended with {self.process.returncode}:\n{self.text}"
             assert time.monotonic() < end, f"no {text!r} in:\n{self.text}"
             await asyncio.sleep(0.02)
+
+    async def wait_for_port(self, seconds: float = 30.0) -> None:
+        """Wait until the agent serves."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            except OSError:
+                assert time.monotonic() < end, self.text
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                return
 
     async def ended(self, seconds: float = 60.0) -> int:
         assert self.process is not None
@@ -200,8 +213,8 @@ def make_agent(tmp_path: Path, tpm: SoftwareTpm, registrar: FakeRegistrar) -> It
     """Configure an agent on the fixture's TPM and registrar; it is ended with the test."""
     made: list[AgentProcess] = []
 
-    def make(**options: str) -> AgentProcess:
-        agent = AgentProcess(tmp_path, options.pop("tcti", tpm.tcti), registrar.port, **options)
+    def make(folder: Path = tmp_path, **options: str) -> AgentProcess:
+        agent = AgentProcess(folder, options.pop("tcti", tpm.tcti), registrar.port, **options)
         made.append(agent)
         return agent
 

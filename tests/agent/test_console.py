@@ -54,8 +54,8 @@ def test_debug_shows_everything_of_ours(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_console("error")
     try:
-        raise KeyError("x")
-    except KeyError:
+        int("x")
+    except ValueError:
         logging.getLogger("keylime_agent").exception("fault")
     shown = capsys.readouterr().err
     assert shown.startswith(" ERROR keylime_agent > fault\nTraceback")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.agent.swtpm_site import SoftwareTpm, software_tpm
 
 from limeguard.agent.attester import Attester, TpmOptions
 from limeguard.agent.device import Device, StaleKey, TpmError, choose_tcti, is_direct
@@ -18,7 +19,6 @@ from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.credential import make_credential
 from limeguard.evidence.tpm.quote import QuotedPcrs, QuoteFault, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
-from tests.agent.swtpm_site import SoftwareTpm, software_tpm
 
 pytestmark = pytest.mark.e2e
 

@@ -34,6 +34,7 @@ VERSIONS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6")
 PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 PEM = spki_pem(PRIVATE.public_key())
 KEY, V = bytes(range(32)), b"\xaa" * 32
+QUOTES = "URI not supported, only /identity and /integrity are supported for GET in /quotes/ interface"
 IMA = "10 00 ima-ng sha256:00 boot_aggregate\n10 11 ima-ng sha256:11 /usr/bin/init\n"
 
 
@@ -133,12 +134,11 @@ async def test_an_agent_without_versions_says_so(tmp_path: Path) -> None:
     ("method", "target", "status", "text", "allow"),
     [
         ("GET", "/v9.9/keys/pubkey", 400, "API version not supported: v9.9", None),
-        ("GET", "/v2.6/keys/none", 400, "URI not supported, only /pubkey and /verify are supported for GET in "
-         "/keys interface", None),
+        ("GET", "/v2.6/quotes/none", 400, QUOTES, None),
         ("PUT", "/v2.6/keys/none", 405, "Method is not supported in /keys interface", "GET, POST"),
     ],
-)  # fmt: skip
-async def test_refusals_come_in_the_envelope(  # noqa: PLR0917 - one row of the table
+)
+async def test_refusals_come_in_the_envelope(
     site: Site, method: str, target: str, status: int, text: str, allow: str | None
 ) -> None:
     response = await site.get(target, method)

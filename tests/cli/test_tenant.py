@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def _own_logging() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     keylime = logging.getLogger("keylime")
     before = keylime.handlers[:], keylime.level, keylime.propagate
+    raising = logging.raiseExceptions
     yield
+    logging.raiseExceptions = raising
     root.handlers[:], root.level = handlers, level
     keylime.handlers[:], keylime.level, keylime.propagate = before
 
@@ -305,6 +308,21 @@ async def test_no_log_shows_a_payload_or_its_key(
         for shown in (secret.hex(), repr(secret)):
             assert shown not in out + err
     assert "the payload" not in out + err
+
+
+async def test_a_reader_that_goes_away_does_not_stop_an_enrolment(site: Site) -> None:
+    site.enrol()
+    code = "import sys; from limeguard.cli.tenant import keylime_tenant; sys.exit(keylime_tenant(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, "-c", "update", "-u", NODE), stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+    assert err == b""
+    assert site.nodes[NODE]["operational_state"] == 1
 
 
 # --- for people and pipes --------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ class PeerAgent:
     payload_key: bytes | None = None
     payload: bytes | None = None
     calls: list[str] = field(default_factory=list)
+    deaf: bool = False
     _u: list[tuple[bytes, str]] = field(default_factory=list)
     _v: list[bytes] = field(default_factory=list)
 
@@ -161,7 +162,7 @@ class PeerAgent:
                     self.soft.integrity_answer(query["nonce"], query["mask"], partial=partial, version=version)
                 )
             case "GET", "keys/verify":
-                if self.payload_key is None:
+                if self.payload_key is None or self.deaf:
                     return _failure("Bootstrap key not yet available.")
                 return _success({"hmac": keysplit.challenge_hmac(self.payload_key, query["challenge"])})
             case "POST", "keys/ukey" | "keys/vkey":

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from tests.fakes.keylime_peer import Ended, KeylimeSite, PeerAgent, keylime_site, peer_agent
+from tests.fakes.pki import Authority
 
 from limeguard.crypto import keysplit
 
@@ -180,6 +181,32 @@ async def test_a_payload_of_ours_is_delivered_through_their_verifier(site: Keyli
         assert keysplit.decrypt_payload(agent.payload_key, agent.payload) == b"hello"
     finally:
         await away(site)
+
+
+async def test_a_node_that_never_confirms_its_key_is_stopped(site: KeylimeSite, agent: PeerAgent) -> None:
+    (site.folder / "payload.txt").write_bytes(b"hello")
+    agent.deaf = True
+    try:
+        environment = {"KEYLIME_TENANT_MAX_RETRIES": "2", "KEYLIME_TENANT_RETRY_INTERVAL": "0.1"}
+        ended = await site.our_tenant("-c", "add", "-u", NODE, "-f", "payload.txt", "--verify", **environment)
+        assert ended.status == 1, ended.out
+        record = json.loads((await site.our_tenant("-c", "cvstatus", "-u", NODE)).documents[-1])[NODE]
+        assert record["operational_state"] == "Tenant Quote Failed"
+    finally:
+        agent.deaf = False
+        await away(site)
+
+
+async def test_a_foreign_client_certificate_is_refused(site: KeylimeSite) -> None:
+    stranger = Authority(site.folder / "stranger", "Another CA").issue("client")
+    ended = await site.our_tenant(
+        *("-c", "reglist"),
+        KEYLIME_TENANT_CLIENT_CERT=str(stranger.certificate),
+        KEYLIME_TENANT_CLIENT_KEY=str(stranger.key),
+    )
+    assert ended.status == 1
+    assert "TLSV1_ALERT_UNKNOWN_CA" in ended.out
+    assert "trusted_client_ca of the server" in ended.out
 
 
 async def test_a_certificate_package_of_ours_is_as_theirs(site: KeylimeSite, agent: PeerAgent) -> None:

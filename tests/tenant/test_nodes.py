@@ -202,6 +202,7 @@ async def test_reactivate_shows_the_node_and_says_so_twice(site: Site, tenant: T
     put = site.to("verifier", "PUT")[0]
     assert put.path == f"/v2.6/agents/{NODE}/reactivate"
     assert put.body == b""
+    assert "json" not in put.headers.get("Content-Type", "")
     assert tenant.heard.lines[-1][1] == f"Agent {NODE} re-activated"
     assert tenant.heard.details == [f"Agent {NODE} re-activated"]
 

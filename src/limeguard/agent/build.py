@@ -4,6 +4,7 @@ The one place where the agent's parts meet settings and environment.
 """
 
 import asyncio
+import codecs
 import os
 import signal
 import socket
@@ -119,6 +120,9 @@ def prepare(settings: AgentSettings) -> Prepared:
     owner = None if account is None else (account.uid, account.gid)
     store = prepare_secure_store(settings.work_dir, settings.secure_size, owner)
     if account is not None:
+        # What Python would load on first use is loaded now: the account need not be able to read our installation.
+        for codec in ("ascii", "idna", "latin-1"):
+            codecs.lookup(codec)
         become(account)
     return Prepared(ima_log, boot_log, store)
 

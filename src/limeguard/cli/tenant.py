@@ -6,7 +6,9 @@ stdout has the result alone, as JSON for pipes and as text on a terminal, and ev
 
 import argparse
 import asyncio
+import contextlib
 import getpass
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +29,8 @@ from limeguard.web.tls import TlsError, agent_client_context, client_context
 
 PASSWORD_PROMPT = "Please enter the password to decrypt your keystore: "  # noqa: S105 - what is asked, no password
 MAX_PORT = 65535
+CHANGES = ENROLMENTS | {"delete", "reactivate", "regdelete"}
+"""Commands whose steps are told to somebody who watches."""
 
 
 def _port(text: str) -> int:
@@ -142,20 +146,31 @@ def keylime_tenant(argv: Sequence[str] | None = None) -> int:
     request, _ = parse(make_parser("keylime_tenant", plain=False), argv)
     sources = Sources.of_process()
     set_up_logging(sources)
-    return _guarded(request, sources, KeylimeReport())
+    # A reader that goes away (`| grep -q`) must not end an enrolment half-way, nor fill stderr with tracebacks.
+    logging.raiseExceptions = False
+    return _settled(_guarded(request, sources, KeylimeReport()))
+
+
+def _settled(status: int) -> int:
+    """Write out what is left for stdout; nobody reading it changes nothing about the outcome."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 def tenant(argv: Sequence[str] | None = None) -> int:
     """Run as `limeguard tenant` and return the exit status."""
     request, options = parse(make_parser("limeguard tenant", plain=True), argv)
     as_json = options.json or not sys.stdout.isatty()
-    report = PlainReport(
-        request.command, sys.stdout, sys.stderr, as_json=as_json, verbose=options.verbose or sys.stderr.isatty()
-    )
+    verbose = options.verbose or (request.command in CHANGES and sys.stderr.isatty())
+    report = PlainReport(request.command, sys.stdout, sys.stderr, as_json=as_json, verbose=verbose)
     setup_logging(None, "WARNING", to_stderr=True)
     status = _guarded(request, Sources.of_process(), report)
-    report.finish(status)
-    return status
+    with contextlib.suppress(BrokenPipeError):
+        report.finish(status)
+    return _settled(status)
 
 
 def _guarded(request: Request, sources: Sources, report: Report) -> int:
@@ -168,10 +183,6 @@ def _guarded(request: Request, sources: Sources, report: Report) -> int:
     except KeyboardInterrupt:
         error(report, "ended by the operator")
         return 130
-    except BrokenPipeError:
-        # Nobody reads on: what is left in the buffers goes nowhere, quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as problem:  # noqa: BLE001 - the outermost edge: whatever is left is our own fault
         get_logger("keylime.tenant").exception("%s: %s", type(problem).__name__, problem)
         return 1

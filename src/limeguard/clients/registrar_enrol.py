@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.client import Answer, HttpClient, Unreachable
 from limeguard.wire import registrar_agent_v2 as wire
+from limeguard.wire.registrar_v2 import VERSION
 from limeguard.wire.versions import negotiate
 
 log = get_logger("keylime_agent.registrar")
@@ -67,7 +68,7 @@ class RegistrarClient:
         tell.
         """
         log.info("Requesting registrar API version")
-        answer = await self._send("GET", wire.VERSION_PATH, None)
+        answer = await self._send("GET", VERSION, None)
         if not 200 <= answer.status < 300:
             log.warning("The registrar does not tell its API versions (status %d); ours are tried", answer.status)
             return tuple(reversed(mine))

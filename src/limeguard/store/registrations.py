@@ -22,8 +22,8 @@ COMPONENT = "registrar"
 class Registration:
     """One row: TPM2B_PUBLIC and DER bytes as they came, contact, and how far the registration got.
 
-    `active`: the last challenge was answered. `proven`: this EK and AK answered a challenge at some time. `proof_sha256`
-    is the digest of the answer that is awaited. `registered_at` is seconds since 1970. `version` 0 is not yet written.
+    `active`: the last challenge was answered. `proven`: this EK and AK answered one at some time. `proof_sha256` is the
+    digest of the answer that is awaited. `registered_at` is seconds since 1970. `version` 0 is not yet written.
     """
 
     agent_id: str

@@ -21,7 +21,7 @@ from limeguard.tenant.identity import (
     registered_ak,
     unaccepted_algorithm,
 )
-from limeguard.tenant.nodes import CONFLICT, OK, delete, registered, supervised
+from limeguard.tenant.nodes import CONFLICT, OK, registered, supervised, unsupervise
 from limeguard.tenant.packing import delivery_for
 from limeguard.tenant.payload import NOTHING, Delivery
 from limeguard.tenant.policies import Policies, PolicyFiles, prepare
@@ -64,7 +64,7 @@ async def _enrol(context: Context, *, replace: bool) -> int:
     proven = await _prove(context, link, version, target, registration)
     if context.request.cert:
         delivery = delivery_for(context)
-    if replace and (failed := await delete(context)):
+    if replace and (failed := await unsupervise(context, target.supervised)):
         return failed
     if delivery.has_key:
         await _deliver(link, version, proven, delivery, target)
@@ -93,7 +93,7 @@ async def _enrol_unseen(
         warning(
             context.report, f"The EK of {target.shown} is not accepted; a push model agent is enrolled nevertheless"
         )
-    if replace and (failed := await delete(context)):
+    if replace and (failed := await unsupervise(context, target.supervised)):
         return failed
     await _supervise(context, target, registration, policies, NOTHING, request.agent_api_version or versions.CURRENT)
     return 0

@@ -198,12 +198,16 @@ def _any_address(text: str) -> bool:
 
 async def delete(context: Context) -> int:
     """End the supervision of a node; that it was not supervised is no failure."""
+    return await unsupervise(context, f"Agent {context.request.node}")
+
+
+async def unsupervise(context: Context, shown: str) -> int:
+    """End the supervision of a node, called `shown` as long as its address is not known from its record."""
     node = context.request.node
-    shown = f"Agent {node}"
     if context.request.verifier_check:
         found = await find_supervisor(context)
         if found is None:
-            info(context.report, f"The Agent {node} is deleted from {context.verifier_shown}")
+            info(context.report, f"The {shown} is deleted from {context.verifier_shown}")
             return 0
         shown = f"Agent {node} ({found.agent_ip}:{found.agent_port})"
     reply = await context.verifier.call("DELETE", f"/agents/{node}")

@@ -4,6 +4,7 @@ Commands speak in four voices: log lines, documents (an answer that the operator
 How each is shown is the report's business, so the same commands serve scripts, people and pipes.
 """
 
+import contextlib
 import json
 import logging
 import sys
@@ -71,8 +72,10 @@ class KeylimeReport:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    # Nobody reading is no reason to stop half-way through an enrolment.
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 def info(report: Report, text: str) -> None:

@@ -63,8 +63,8 @@ def address(host: str, port: int) -> str:
 
 
 def tenant_versions() -> tuple[str, ...]:
-    """Return the versions the tenant can speak with a server: everything below 3."""
-    return tuple(v for v in versions.SUPPORTED if not v.startswith("3"))
+    """Return the versions the tenant can speak with a server: nobody serves 1.0 any more, and 3 is for agents."""
+    return tuple(v for v in versions.SUPPORTED if v.startswith("2."))
 
 
 class Server:
@@ -131,7 +131,7 @@ class Server:
         version = await self.version()
         try:
             answer = await self._http.request(
-                method, f"{self._base}/v{version}{path}", body=body, headers=JSON if body is not None else None
+                method, f"{self._base}/v{version}{path}", body=body, headers=JSON if body else None
             )
         except Unreachable as problem:
             raise TenantError(
@@ -151,7 +151,7 @@ class AgentLink:
 
     async def call(self, method: str, path: str, body: bytes | None = None) -> Reply:
         """Send one request; `path` is whole, with its version. Raises Unreachable."""
-        headers = JSON if body is not None else None
+        headers = JSON if body else None
         return reply_of(
             await self._http.request(method, f"{self._base}{path}", body=body, headers=headers, pin=self._pin)
         )

@@ -9,7 +9,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from limeguard.appraisal.findings import Finding
@@ -26,6 +26,8 @@ from limeguard.verifier.writer import Writer
 
 log = get_logger("keylime.verifier")
 
+JITTER: Final = 0.05
+"""Part of a pause by which it is drawn out at random, so that a fleet does not march in step."""
 BUSY_PAUSE: Final = 0.05
 """Seconds after which a node is looked at again whose last job is just being given up."""
 FALLBACK_PAUSE: Final = 30.0
@@ -99,7 +101,7 @@ class Engine:
     def supervision(self, node: Node) -> Supervision:
         """Return what supervision knows of a node, with what is not stored."""
         stored = supervision_of(node.state, has_v=node.record.enrolled.v is not None)
-        return lifecycle.resumed(stored, job=node.job, key_delivered=node.key_delivered, faults=node.faults)
+        return replace(stored, job=node.job, key_delivered=node.key_delivered, faults=node.faults)
 
     def take_in(self, node: Node, event: lifecycle.Enrolled | lifecycle.Restarted, *, spread: float = 0.0) -> Applied:
         """Add a node to the fleet and begin; `spread` seconds keep a fleet from starting all at once."""
@@ -126,7 +128,7 @@ class Engine:
             trusted = isinstance(event, lifecycle.RoundTrusted) and after.integrity is Integrity.TRUSTED
             state = with_facts(state, facts, trusted=trusted)
         if isinstance(event, lifecycle.Enrolled | lifecycle.Reactivated):
-            state = with_findings(_cleared(state), (), self.rules.severity, now)
+            state = replace(state, findings=(), required_checks=(), ran_checks=(), ima_next_entry=0)
         state = with_findings(state, _findings_of(event, step), self.rules.severity, now)
         node.job, node.key_delivered, node.faults = after.job, after.key_delivered, after.faults
         if state != node.state:
@@ -135,10 +137,12 @@ class Engine:
     def _carry_out(self, node: Node, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
         match effect:
             case lifecycle.Schedule(after, _):
-                self.fleet.schedule(node, self._clock() + after, spread=spread)
+                self.fleet.schedule(node, self._clock() + after, spread=max(spread, JITTER * after))
                 self._wake.set()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
+            case lifecycle.Persist() if node.state is node.stored:
+                return
             case lifecycle.Persist(now=True):
                 applied.committed = self._writer.save_now(node)
             case lifecycle.Persist():
@@ -176,9 +180,14 @@ class Engine:
     async def run(self) -> None:
         """Start jobs as they come due, until cancelled."""
         while True:
-            self._wake.clear()
-            self._start_due()
-            await self._until_next()
+            try:
+                self._wake.clear()
+                self._start_due()
+                await self._until_next()
+            except Exception:
+                log.exception("Error while starting rounds")
+                self.fleet.counters.faults += 1
+                await asyncio.sleep(1.0)
 
     def _start_due(self) -> None:
         while len(self._jobs) < self._limits.jobs and not self._stopping:
@@ -209,14 +218,15 @@ class Engine:
         generation = node.generation
         self.fleet.counters.rounds += 1
         try:
-            result = await self._performed(node, job)
-            node.busy = False
+            try:
+                result = await self._performed(node, job)
+            finally:
+                node.busy, node.abandoned, node.running = False, False, None
             await self._finish(node, result, generation)
         except Exception:
             log.exception("Error while handling a job of agent %s", clean(node.agent_id))
             self.fleet.counters.faults += 1
         finally:
-            node.busy, node.abandoned, node.running = False, False, None
             self._keep_supervised(node)
 
     async def _performed(self, node: Node, job: Job) -> Result | None:
@@ -261,7 +271,7 @@ class Engine:
 
     def _keep_supervised(self, node: Node) -> None:
         """Give a node a timer that should have one and has none: supervision never ends by accident."""
-        if self.fleet.get(node.agent_id) is not node or node.due is not None or self._stopping:
+        if self.fleet.get(node.agent_id) is not node or node.due is not None or node.busy or self._stopping:
             return
         try:
             wanted = lifecycle.supervised(self.supervision(node), self.rules)
@@ -292,3 +302,13 @@ class Engine:
 def shuffled() -> float:
     """Return a number from 0 to 1 for spreading timers."""
     return secrets.randbelow(1 << 24) / (1 << 24)
+
+
+def _findings_of(event: Event, step: Step) -> tuple[Finding, ...]:
+    """Return the findings of a step: all of a bad round, or the one for which supervision changed."""
+    if isinstance(event, lifecycle.RoundDistrusted):
+        return tuple(event.findings)
+    for effect in step.effects:
+        if isinstance(effect, lifecycle.Notify | lifecycle.SupervisionEnded):
+            return (effect.finding,)
+    return ()

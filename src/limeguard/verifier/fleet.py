@@ -22,8 +22,9 @@ class Node:
     `record` is what supervision works with; `visible` is what readers are told. They differ only while a rise of trust
     waits for its commit: nobody hears of trust that the database does not hold.
 
-    `job` is what the timer is for; `busy` while it is done. `generation` counts the words of operators: what a job from
-    before the last one brings back is dropped. `abandoned` says that the running job was cancelled for such a word.
+    `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
+    `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
+    says that the running job was cancelled for such a word.
     """
 
     __slots__ = (
@@ -39,12 +40,14 @@ class Node:
         "policy",
         "record",
         "running",
+        "stored",
         "visible",
     )
 
     def __init__(self, record: NodeRecord, ak: PublicArea, policy: PcrPolicy, address: AgentAddress) -> None:
         self.record = record
         self.visible = record
+        self.stored = record.state
         self.ak = ak
         self.policy = policy
         self.address = address
@@ -79,6 +82,7 @@ class Node:
         The state may have moved on during the write; what readers see never falls back to an older, greener one.
         """
         current = self.visible.state is self.record.state or written.state is self.record.state
+        self.stored = written.state
         self.record = replace(self.record, version=written.version)
         self.visible = self.record if current else written
 

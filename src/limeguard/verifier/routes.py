@@ -1,4 +1,4 @@
-"""The verifier's HTTP routes: decode, call, encode. Authority stands beside each path; no rule and no SQL stands here."""
+"""The verifier's HTTP routes: decode, call, encode. Authority stands beside each path; no rule, no SQL stands here."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final

@@ -32,7 +32,7 @@ class Checks(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One node at the time of asking. `identity_only`: the TPM's identity is proven, no PCR is compared with a policy."""
+    """One node at the time of asking. `identity_only`: the TPM's identity is proven, nothing about software."""
 
     id: str
     condition: str

@@ -1,6 +1,6 @@
-"""The registrar's HTTP interface as an agent speaks it: the node's keys out, the challenge in, the proof out.
+"""The registrar's HTTP interface from the agent's side: the node's keys out, the challenge in, the proof out.
 
-Encodes requests and decodes answers for the agent's side only; decides what a usable answer is. Keylime REST API.
+The messages are those of `registrar_v2`, read and written the other way round. Encodes requests and decodes answers for the agent's side only; decides what a usable answer is. Keylime REST API.
 """
 
 import base64
@@ -9,7 +9,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-VERSION_PATH: Final = "/version"
+from limeguard.wire.registrar_v2 import ActivationBody, ChallengeResults, RegistrationBody, VersionResults
+
 BODY_TYPE: Final = "application/json"
 
 
@@ -28,36 +29,12 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     port: int
 
 
-class _Body(msgspec.Struct, frozen=True, kw_only=True):
-    aik_tpm: str
-    ek_tpm: str
-    ekcert: str
-    iak_cert: None = None
-    idevid_cert: None = None
-    ip: str
-    mtls_cert: str
-    port: int
-
-
-class _Proof(msgspec.Struct, frozen=True):
-    auth_tag: str
-
-
-class _VersionResults(msgspec.Struct, frozen=True):
-    current_version: str
-    supported_versions: list[str]
-
-
 class _Versions(msgspec.Struct, frozen=True):
-    results: _VersionResults
+    results: VersionResults
 
 
-class _BlobResults(msgspec.Struct, frozen=True):
-    blob: str
-
-
-class _Blob(msgspec.Struct, frozen=True):
-    results: _BlobResults
+class _Challenge(msgspec.Struct, frozen=True):
+    results: ChallengeResults
 
 
 class RegistrarVersions(msgspec.Struct, frozen=True):
@@ -85,16 +62,18 @@ def node_path(version: str, agent_id: str) -> str:
 def decode_versions(body: bytes) -> RegistrarVersions:
     """Decode the answer to `GET /version`. Raises BadAnswer."""
     results = _decode(body, _Versions).results
-    return RegistrarVersions(results.current_version, tuple(results.supported_versions))
+    return RegistrarVersions(results.current_version, results.supported_versions)
 
 
 def encode_registration(registration: Registration) -> bytes:
     """Encode the body that registers a node."""
     return msgspec.json.encode(
-        _Body(
+        RegistrationBody(
             aik_tpm=base64.b64encode(registration.ak_public).decode("ascii"),
             ek_tpm=base64.b64encode(registration.ek_public).decode("ascii"),
             ekcert=registration.ek_certificates,
+            iak_cert=None,
+            idevid_cert=None,
             ip=registration.ip,
             mtls_cert=registration.server_certificate,
             port=registration.port,
@@ -105,11 +84,11 @@ def encode_registration(registration: Registration) -> bytes:
 def decode_challenge(body: bytes) -> bytes:
     """Decode the answer to a registration: the credential blob. Raises BadAnswer."""
     try:
-        return base64.b64decode(_decode(body, _Blob).results.blob, validate=True)
+        return base64.b64decode(_decode(body, _Challenge).results.blob, validate=True)
     except (binascii.Error, ValueError) as problem:
         raise BadAnswer("unreadable answer: the blob is not base64") from problem
 
 
 def encode_proof(auth_tag: str) -> bytes:
     """Encode the body that activates a node."""
-    return msgspec.json.encode(_Proof(auth_tag))
+    return msgspec.json.encode(ActivationBody(auth_tag))

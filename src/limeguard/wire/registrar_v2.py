@@ -75,7 +75,7 @@ class RegistrationBody(msgspec.Struct, frozen=True, kw_only=True):
     iak_sign: Text = UNSET
     mtls_cert: Text = UNSET
     ip: Text = UNSET
-    port: int | str | None | UnsetType = UNSET
+    port: int | str | UnsetType | None = UNSET
 
 
 class RegistrationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +93,9 @@ class RegistrationRequest(msgspec.Struct, frozen=True, kw_only=True):
     idevid_cert: Binary = UNSET
     iak_attest: Binary = UNSET
     iak_sign: Binary = UNSET
-    mtls_cert: bytes | str | None | UnsetType = UNSET
+    mtls_cert: bytes | str | UnsetType | None = UNSET
     ip: Text = UNSET
-    port: int | None | UnsetType = UNSET
+    port: int | UnsetType | None = UNSET
 
     @property
     def touches_identity(self) -> bool:
@@ -173,7 +173,7 @@ def decode_registration(body: bytes, path_id: str | None) -> tuple[str, Registra
     try:
         given = _decode(body or b"{}", RegistrationBody)
         agent_id = path_id if path_id is not None else given.agent_id
-        if not agent_id or isinstance(agent_id, UnsetType):
+        if not isinstance(agent_id, str) or not agent_id:
             raise MalformedBody
         check_id(agent_id)
         return agent_id, _request(given)
@@ -242,7 +242,7 @@ def _host(text: Text) -> Text:
     return text
 
 
-def _port(given: int | str | None | UnsetType) -> int | None | UnsetType:
+def _port(given: int | str | UnsetType | None) -> int | UnsetType | None:
     if isinstance(given, str):
         if not given:
             return None
@@ -286,7 +286,8 @@ def wrong_proof(agent_id: str, tag: str, *, deleted: bool) -> str:
     """Return what is said about a proof that does not match; `deleted`: the registration is gone with it."""
     begin = f"Auth tag '{tag[:MAX_TAG]}' for agent '{agent_id}' does not match expected value."
     if deleted:
-        return f"{begin} The agent has been deleted from the database and will need to be restarted to reattempt registration"
+        end = "The agent has been deleted from the database and will need to be restarted to reattempt registration"
+        return f"{begin} {end}"
     return f"{begin} The agent stays registered because it has proved its identity before"
 
 

@@ -251,3 +251,9 @@ def _require(members: dict[str, object], keys: tuple[str, ...]) -> None:
     for key in keys:
         if key not in members:
             raise BadRequest(f"Exception error: '{key}'")
+
+
+def identity_refused(error: str) -> IdentityResult:
+    """Return the outcome of an identity check that failed; the reason is JSON text in a JSON string."""
+    context = {"message": "Quote data validation", "error": error}
+    return IdentityResult(0, msgspec.json.encode(context).decode())

@@ -1,0 +1,153 @@
+"""What each route of the verifier takes and gives, for the generated description of the interface (OpenAPI)."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from limeguard.web.openapi import Operation
+from limeguard.wire import limeguard_v1, verifier_v2
+from limeguard.wire.verifier_v2 import AgentIds, AgentStatus, BootPolicyNames, EnrolmentRequest, RuntimePolicyNames
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """An empty object."""
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """API versions that the server advertises."""
+
+    current_version: str
+    supported_versions: tuple[str, ...]
+
+
+class EmptyAnswer(msgspec.Struct, frozen=True):
+    """An envelope without payload: success, or an error whose text stands in `status`."""
+
+    code: int
+    status: str
+    results: Nothing
+
+
+class VersionsAnswer(msgspec.Struct, frozen=True):
+    """The advertised versions in the envelope."""
+
+    code: int
+    status: str
+    results: Versions
+
+
+class StatusAnswer(msgspec.Struct, frozen=True):
+    """A node's status in the envelope."""
+
+    code: int
+    status: str
+    results: AgentStatus
+
+
+class ListAnswer(msgspec.Struct, frozen=True):
+    """The ids of nodes, or with `bulk` their statuses by id, in the envelope."""
+
+    code: int
+    status: str
+    results: AgentIds | dict[str, AgentStatus]
+
+
+class IdentityAnswer(msgspec.Struct, frozen=True):
+    """The outcome of an identity check in the envelope."""
+
+    code: int
+    status: str
+    results: verifier_v2.IdentityResult
+
+
+class RuntimePolicyNamesAnswer(msgspec.Struct, frozen=True):
+    """Names of runtime policies in the envelope."""
+
+    code: int
+    status: str
+    results: RuntimePolicyNames
+
+
+class BootPolicyNamesAnswer(msgspec.Struct, frozen=True):
+    """Names of measured boot policies in the envelope."""
+
+    code: int
+    status: str
+    results: BootPolicyNames
+
+
+_Responses = Mapping[int, tuple[str, type | None]]
+
+_DONE: Final[_Responses] = {200: ("Done.", EmptyAnswer)}
+_REFUSED: Final[_Responses] = {400: ("The request cannot be taken; the status text says why.", EmptyAnswer)}
+_UNKNOWN: Final[_Responses] = {404: ("No such node.", EmptyAnswer)}
+_FORBIDDEN: Final[_Responses] = {403: ("The caller may not do this.", None)}
+_BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", EmptyAnswer)}
+_USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
+_UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", EmptyAnswer), **_FORBIDDEN}
+_NO_POLICY: Final[_Responses] = {404: ("No such policy.", EmptyAnswer), **_FORBIDDEN}
+
+OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
+    ("GET", "/"): Operation("Points to the newest version.", {307: ("See the Location header.", None)}),
+    ("GET", verifier_v2.ROOT): Operation("Says that version 2 is served.", _DONE),
+    ("GET", "/v3"): Operation("Says that version 3 is known.", _DONE),
+    ("GET", "/version"): Operation("Lists the API versions.", {200: ("The versions.", VersionsAnswer)}),
+    ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", VersionsAnswer)}),
+    ("GET", verifier_v2.NODES): Operation(
+        "Lists nodes.",
+        {200: ("Ids, or statuses by id.", ListAnswer), **_FORBIDDEN, **_BROKEN},
+        query={"verifier": "Only nodes of this verifier id.", "bulk": "Any value: full statuses instead of ids."},
+    ),
+    ("GET", verifier_v2.NODE): Operation(
+        "Returns a node's status.", {200: ("The status.", StatusAnswer), **_UNKNOWN, **_USUAL}
+    ),
+    ("POST", verifier_v2.NODE): Operation(
+        "Enrols a node and begins to supervise it.",
+        {**_DONE, **_USUAL, 409: ("The node is enrolled already.", EmptyAnswer)},
+        request=EnrolmentRequest,
+    ),
+    ("DELETE", verifier_v2.NODE): Operation(
+        "Deletes a node.",
+        {
+            **_DONE,
+            202: ("It will be gone when the running request to it has ended.", EmptyAnswer),
+            **_UNKNOWN,
+            **_USUAL,
+        },
+    ),
+    ("PUT", verifier_v2.REACTIVATE): Operation("Supervises a node afresh.", {**_DONE, **_USUAL}),
+    ("PUT", verifier_v2.STOP): Operation("Leaves a node alone until it is reactivated.", {**_DONE, **_USUAL}),
+    ("GET", verifier_v2.VERIFY_IDENTITY): Operation(
+        "Checks that a node's attestation key signed a quote.",
+        {200: ("The outcome.", IdentityAnswer), **_REFUSED, **_UNKNOWN},
+        query={
+            "agent_uuid": "Id of an enrolled node.",
+            "quote": "The quote.",
+            "nonce": "The nonce that it was made over.",
+            "hash_alg": "The hash algorithm of its signature.",
+        },
+    ),
+    ("GET", limeguard_v1.NODES): Operation(
+        "Lists nodes as people want to know them.", {200: ("The nodes.", limeguard_v1.NodeList), **_FORBIDDEN}
+    ),
+    ("GET", limeguard_v1.NODE): Operation(
+        "Returns a node with its condition, findings and advice.",
+        {200: ("The node.", limeguard_v1.NodeView), 404: ("No such node.", limeguard_v1.Problem), **_FORBIDDEN},
+    ),
+    ("GET", limeguard_v1.OPENAPI): Operation("Returns this description.", {200: ("OpenAPI 3.1.", None), **_FORBIDDEN}),
+    ("GET", verifier_v2.RUNTIME_POLICIES): Operation(
+        "Lists runtime policies.", {200: ("Their names.", RuntimePolicyNamesAnswer), **_FORBIDDEN}
+    ),
+    ("GET", verifier_v2.RUNTIME_POLICY): Operation("Returns a runtime policy.", _NO_POLICY),
+    ("POST", verifier_v2.RUNTIME_POLICY): Operation("Stores a runtime policy.", _UNJUDGED),
+    ("PUT", verifier_v2.RUNTIME_POLICY): Operation("Replaces a runtime policy.", _UNJUDGED),
+    ("DELETE", verifier_v2.RUNTIME_POLICY): Operation("Deletes a runtime policy.", _NO_POLICY),
+    ("GET", verifier_v2.BOOT_POLICIES): Operation(
+        "Lists measured boot policies.", {200: ("Their names.", BootPolicyNamesAnswer), **_FORBIDDEN}
+    ),
+    ("GET", verifier_v2.BOOT_POLICY): Operation("Returns a measured boot policy.", _NO_POLICY),
+    ("POST", verifier_v2.BOOT_POLICY): Operation("Stores a measured boot policy.", _UNJUDGED),
+    ("PUT", verifier_v2.BOOT_POLICY): Operation("Replaces a measured boot policy.", _UNJUDGED),
+    ("DELETE", verifier_v2.BOOT_POLICY): Operation("Deletes a measured boot policy.", _NO_POLICY),
+}

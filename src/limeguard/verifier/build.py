@@ -1,0 +1,179 @@
+"""The verifier's composition root: makes every part and hands each what it needs; starts and stops them in order."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import ssl
+from typing import Final
+
+from limeguard import __version__
+from limeguard.clients.agent import AgentClient
+from limeguard.policy.severity import parse_severity
+from limeguard.store.database import Database
+from limeguard.store.nodes import COMPONENT, Nodes
+from limeguard.telemetry import get_logger
+from limeguard.verifier.api import OPERATIONS
+from limeguard.verifier.engine import Engine, Limits, shuffled
+from limeguard.verifier.enrolment import Site
+from limeguard.verifier.fleet import Fleet, Node
+from limeguard.verifier.lifecycle import Rules, default_trust_lifetime
+from limeguard.verifier.poller import Poller
+from limeguard.verifier.routes import RULES, make_routes, refuse
+from limeguard.verifier.service import VerifierService
+from limeguard.verifier.settings import VerifierSettings
+from limeguard.verifier.writer import Writer
+from limeguard.web.app import App, Request, Response, Route, json_response
+from limeguard.web.auth import Authorizer
+from limeguard.web.client import HttpClient
+from limeguard.web.openapi import openapi_document
+from limeguard.web.serve import Listener
+from limeguard.wire import versions
+from limeguard.wire.limeguard_v1 import OPENAPI
+
+log = get_logger("keylime.verifier")
+
+MAX_ANSWER: Final = 64 * 1024 * 1024
+"""Bytes of one answer of an agent: measurement lists of machines that run for years have some ten million."""
+MAX_JOBS: Final = 2048
+"""Requests to agents at once. Agents that hang must be many before others have to wait."""
+LATE_SECONDS: Final = 1.0
+"""A round that starts so much past its time is counted as late."""
+FINAL_FLUSH_SECONDS: Final = 3.0
+
+
+def make_rules(settings: VerifierSettings) -> Rules:
+    """Return the rules of supervision that the settings ask for."""
+    lifetime = settings.trust_lifetime or default_trust_lifetime(
+        quote_interval=settings.quote_interval,
+        request_timeout=settings.request_timeout,
+        retry_interval=settings.retry_interval,
+        exponential_backoff=settings.exponential_backoff,
+    )
+    return Rules(
+        quote_interval=settings.quote_interval,
+        retry_interval=settings.retry_interval,
+        exponential_backoff=settings.exponential_backoff,
+        max_retries=settings.max_retries,
+        trust_lifetime=lifetime,
+        severity=parse_severity(settings.severity_labels, settings.severity_policy),
+        continue_after_failure=settings.continue_after_failure,
+    )
+
+
+def make_app(service: VerifierService, max_body: int) -> App:
+    """Return the app over a service, with the description of its own interface."""
+    document = b""
+
+    async def describe(_request: Request) -> Response:
+        return json_response(200, document)
+
+    routes = (*make_routes(service), Route("GET", OPENAPI, "read_api_description", describe))
+    document = json.dumps(openapi_document("limeguard verifier", __version__, routes, RULES, OPERATIONS)).encode()
+    return App(routes, Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse)
+
+
+class Verifier:
+    """A whole verifier in this process. `start` it inside a running loop, `stop` it there too."""
+
+    def __init__(self, settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext) -> None:
+        """Prepare; nothing is opened yet. `agents` is the one context for all agents."""
+        self._settings = settings
+        self._agents_context = agents
+        self._server_context = server
+        pool_size, overflow = settings.database_pool_sz_ovfl
+        self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
+        self._rows = Nodes(self._database, settings.uuid)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._http: HttpClient | None = None
+        self._listener: Listener | None = None
+        self.engine: Engine | None = None
+        self.writer: Writer | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._listener.port if self._listener is not None else self._settings.port
+
+    async def start(self) -> None:
+        """Open the database, take up the stored nodes, listen, supervise. Raises OSError, StoreUnavailable."""
+        settings = self._settings
+        if settings.auto_migrate_db:
+            await self._database.migrate(COMPONENT)
+        self._http = HttpClient(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
+        self.writer = Writer(self._rows, self._changed_elsewhere)
+        self.engine = Engine(
+            Fleet(late_after=LATE_SECONDS, jitter=shuffled),
+            Poller(AgentClient(self._http), answer_within=settings.request_timeout + LATE_SECONDS),
+            self.writer,
+            self._rows,
+            make_rules(settings),
+            # One job asks twice at most: for a quote, and for the versions when that one is refused.
+            Limits(MAX_JOBS, 2 * settings.request_timeout + LATE_SECONDS),
+        )
+        site = Site(
+            verifier_id=settings.uuid,
+            verifier_ip=settings.ip,
+            verifier_port=settings.port,
+            certificate_required=settings.enable_agent_mtls,
+        )
+        self._service = VerifierService(self._rows, self.engine, site)
+        await self._service.take_up()
+        app = make_app(self._service, settings.max_upload_size)
+        self._listener = Listener(app, settings.ip, settings.port, self._server_context)
+        await self._listener.start()
+        self._tasks = [asyncio.create_task(self.writer.run()), asyncio.create_task(self.engine.run())]
+        log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+
+    def _changed_elsewhere(self, node: Node) -> None:
+        self._service.changed_elsewhere(node)
+
+    async def failed(self) -> None:
+        """Wait until one of the tasks that must run for ever has ended: a fault of ours."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def stop(self) -> None:
+        """Take no more requests, let running rounds end, write what they learned, close everything."""
+        closing = [self._listener.stop()] if self._listener is not None else []
+        draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
+        await asyncio.gather(*closing, *draining)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.writer is not None and self.writer.backlog:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                    await self.writer.flush()
+        if self._http is not None:
+            await self._http.close()
+        await self._database.close()
+
+
+async def run_verifier(settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext) -> int:
+    """Run until a signal asks for the end; return the exit status."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if asked.is_set():
+            log.warning("Received %s, already shutting down", number.name)
+        else:
+            log.info("Received %s, shutting down", number.name)
+            asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    verifier = Verifier(settings, server, agents)
+    try:
+        await verifier.start()
+        ended = asyncio.create_task(verifier.failed())
+        waiting = asyncio.create_task(asked.wait())
+        await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if not asked.is_set():
+            log.critical("Supervision ended by a fault of this program; it stops so that it can be started again")
+            return 1
+        ended.cancel()
+        return 0
+    finally:
+        await verifier.stop()

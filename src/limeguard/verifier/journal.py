@@ -1,0 +1,101 @@
+"""What the verifier's log says of each step, in the words that operators' scripts match on.
+
+Decides texts and levels only. Nothing that comes from a node stands in a line uncleaned; key material never does.
+"""
+
+from typing import Final
+
+from limeguard.appraisal.findings import Finding
+from limeguard.telemetry import clean, get_logger
+from limeguard.verifier import lifecycle
+from limeguard.verifier.fleet import Node
+from limeguard.verifier.lifecycle import Event, Rules, Step, Supervision
+
+log = get_logger("keylime.verifier")
+tpm_log = get_logger("keylime.tpm")
+
+PCR_EVENTS: Final = "pcr_validation.invalid_pcr_"
+MAX_VALUES: Final = 4
+"""Allowed values that a line shows."""
+
+
+def log_event(node: Node, event: Event, before: Supervision, step: Step, rules: Rules) -> None:
+    """Write the lines about one step of one node."""
+    agent = clean(node.agent_id)
+    match event:
+        case lifecycle.RoundTrusted() if before.integrity != step.state.integrity:
+            log.info("Agent %s is trusted", agent)
+        case lifecycle.RoundDistrusted(findings):
+            for finding in findings:
+                _log_finding(node, agent, finding)
+        case lifecycle.Unreachable(reason):
+            _log_unreachable(node, agent, reason, step, rules)
+        case lifecycle.VersionAnswered(version):
+            _log_version(agent, version, before, step)
+        case lifecycle.KeyDelivered():
+            log.info("Agent %s has its share of the payload key", agent)
+        case lifecycle.Reactivated():
+            log.info("Agent %s is reactivated", agent)
+        case lifecycle.StopRequested():
+            log.info("Agent %s is stopped", agent)
+        case _:
+            pass
+    for effect in step.effects:
+        _log_effect(agent, effect)
+
+
+def _log_effect(agent: str, effect: lifecycle.Effect) -> None:
+    match effect:
+        case lifecycle.SupervisionEnded():
+            log.warning("Agent %s failed, stopping polling", agent)
+        case lifecycle.Alarm(reason, faults):
+            log.error("The verifier failed with agent %s, %d time(s) in a row: %s", agent, faults, clean(reason))
+        case _:
+            pass
+
+
+def _log_finding(node: Node, agent: str, finding: Finding) -> None:
+    context = finding.context
+    if finding.event_id.startswith(PCR_EVENTS):
+        pcr = context.get("pcr", 16)
+        allowed = [value.hex() for value in sorted(node.policy.allowed.get(int(str(pcr)), ()))]
+        expected = allowed[:MAX_VALUES] or [str(context.get("expected", ""))]
+        tpm_log.error(
+            "PCR #%s: %s from quote (from agent %s) does not match expected value(s) %s",
+            pcr,
+            clean(context.get("value", "")),
+            agent,
+            clean(", ".join(expected)),
+        )
+    shown = ", ".join(f"{name}: {value}" for name, value in context.items())
+    log.warning("Agent %s: %s (%s) %s", agent, finding.event_id, finding.kind.id, clean(shown))
+
+
+def _log_unreachable(node: Node, agent: str, reason: str, step: Step, rules: Rules) -> None:
+    attempts = step.state.attempts
+    after = next((e.after for e in step.effects if isinstance(e, lifecycle.Schedule)), None)
+    if after is None:
+        log.warning(
+            "Agent %s was not reachable for quote in %d tries, setting state to FAILED", agent, rules.max_retries
+        )
+    else:
+        log.info(
+            "Connection to %s refused after %d/%d tries, trying again in %.1f seconds (agent %s, %s)",
+            clean(node.record.enrolled.ip),
+            attempts,
+            rules.max_retries,
+            after,
+            agent,
+            clean(reason),
+        )
+
+
+def _log_version(agent: str, version: str | None, before: Supervision, step: Step) -> None:
+    if step.state.api_version != before.api_version:
+        log.info("Agent %s API version updated to %s", agent, version)
+    elif version is None:
+        log.warning("Agent %s serves no API version that this verifier knows", agent)
+    else:
+        log.warning(
+            "Agent %s API version %s is lower or equal to previous version %s", agent, version, before.api_version
+        )

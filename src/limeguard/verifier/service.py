@@ -1,0 +1,293 @@
+"""What operators can ask of the verifier: enrol, look, stop, reactivate, delete. Speaks domain; knows no HTTP.
+
+A node of this verifier is answered for from memory, where supervision keeps it; everything else from the database.
+"""
+
+import asyncio
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, Protocol
+
+from limeguard.clients.agent import AgentAddress
+from limeguard.evidence.reader import MalformedEvidence
+from limeguard.evidence.tpm.quote import QuoteFault, parse_quote, verify_quote
+from limeguard.evidence.tpm.structures import PublicArea
+from limeguard.policy.pcrs import PcrPolicy, parse_tpm_policy
+from limeguard.store.database import Conflict, StoreUnavailable
+from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.telemetry import clean, get_logger
+from limeguard.verifier import lifecycle
+from limeguard.verifier.engine import Applied, Engine
+from limeguard.verifier.enrolment import Site, examine, parse_ak
+from limeguard.verifier.fleet import Node
+from limeguard.verifier.lifecycle import Supervision
+from limeguard.verifier.record import with_supervision
+from limeguard.verifier.view import agent_status, node_list, node_view
+from limeguard.web.client import Pin
+from limeguard.wire import verifier_v2
+from limeguard.wire.limeguard_v1 import NodeList, NodeView
+from limeguard.wire.verifier_v2 import AgentStatus, IdentityQuestion, IdentityResult
+
+log = get_logger("keylime.verifier")
+
+COMMIT_SECONDS: Final = 10.0
+"""How long an operator waits for a change to be committed before being told that it could not be stored yet."""
+RELOAD_PAUSE: Final = 2.0
+"""Seconds between tries to read a row while the database is away."""
+
+
+class Deletion(Enum):
+    """What became of a request to delete."""
+
+    DONE = auto()
+    LATER = auto()
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a fault
+    """The request cannot be served; `status` and `text` are the answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
+class NodeRows(Protocol):
+    """What the service needs of the store."""
+
+    async def load_all(self) -> list[NodeRecord]:
+        """Return every node of this verifier."""
+        ...
+
+    async def list_nodes(self, verifier_id: str | None, /) -> list[NodeRecord]:
+        """Return the nodes of one verifier id, or all."""
+        ...
+
+    async def get(self, agent_id: str, /) -> NodeRecord | None:
+        """Return one node of any verifier."""
+        ...
+
+    async def add(self, record: NodeRecord, /, *, mtls_cert: str | None, revocation_key: str) -> None:
+        """Insert a node. Raises Conflict."""
+        ...
+
+
+class VerifierService:
+    """The nodes of one verifier. Every method may raise StoreUnavailable."""
+
+    def __init__(
+        self,
+        rows: NodeRows,
+        engine: Engine,
+        site: Site,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Serve the nodes of `site` that `engine` supervises. `now` is seconds since 1970."""
+        self._rows = rows
+        self._engine = engine
+        self._site = site
+        self._now = now
+        self._policies: dict[str, PcrPolicy] = {}
+        self._reloading: set[asyncio.Task[None]] = set()
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    async def take_up(self) -> None:
+        """Go on with every stored node, as it was when the last process ended, however that was."""
+        records = await self._rows.load_all()
+        if records:
+            log.info("Agent ids in db loaded from file: %s", [clean(record.agent_id) for record in records])
+        for record in records:
+            await self._take_up(record, self._engine.rules.quote_interval)
+
+    async def _take_up(self, record: NodeRecord, spread: float) -> None:
+        try:
+            node = self._node(record)
+            applied = self._engine.take_in(node, lifecycle.Restarted(), spread=spread)
+        except ValueError as problem:
+            log.error("Agent %s cannot be supervised: %s", clean(record.agent_id), clean(problem))  # noqa: TRY400
+            self._engine.fleet.remove(record.agent_id)
+            return
+        if applied.remove:
+            await self._engine.remove(node)
+
+    def changed_elsewhere(self, node: Node) -> None:
+        """Take a node up anew whose row somebody else has changed or removed."""
+        self._engine.forget(node)
+        task = asyncio.get_running_loop().create_task(self._reload(node.agent_id))
+        self._reloading.add(task)
+        task.add_done_callback(self._reloading.discard)
+
+    async def _reload(self, agent_id: str) -> None:
+        while True:
+            try:
+                record = await self._rows.get(agent_id)
+            except StoreUnavailable:
+                await asyncio.sleep(RELOAD_PAUSE)
+                continue
+            if record is not None and record.enrolled.verifier_id == self._site.verifier_id:
+                log.warning("The row of agent %s was changed by somebody else; taken up anew", clean(agent_id))
+                await self._take_up(record, 0.0)
+            return
+
+    def _node(self, record: NodeRecord) -> Node:
+        """Make the object in memory. Raises ValueError for a row that cannot be used."""
+        enrolled = record.enrolled
+        return Node(record, parse_ak(enrolled.ak_tpm), self._policy(enrolled.tpm_policy), _address(enrolled))
+
+    def _policy(self, text: str) -> PcrPolicy:
+        """Return the parsed policy; nodes with the same text share one."""
+        policy = self._policies.get(text)
+        if policy is None:
+            policy = parse_tpm_policy(text)
+            if len(self._policies) >= 10_000:
+                self._policies.clear()
+            self._policies[text] = policy
+        return policy
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def enrol(self, agent_id: str, body: bytes) -> None:
+        """Enrol a node and begin to supervise it. Raises BadRequest, Refused."""
+        request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
+        new = examine(agent_id, request, self._site, self._now())
+        start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
+        blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
+        record = NodeRecord(new.enrolled, with_supervision(blank, start))
+        if self._engine.fleet.get(agent_id) is not None:
+            raise _exists(agent_id)
+        try:
+            await self._rows.add(record, mtls_cert=new.mtls_cert, revocation_key=new.revocation_key)
+        except Conflict:
+            raise _exists(agent_id) from None
+        policy = self._policies.setdefault(new.enrolled.tpm_policy, new.policy)
+        self._engine.take_in(Node(record, new.ak, policy, _address(new.enrolled)), lifecycle.Enrolled())
+        log.info("Agent %s is enrolled", clean(agent_id))
+
+    async def delete(self, agent_id: str) -> Deletion:
+        """Delete a node, at once or when the running request to it has ended. Raises Refused."""
+        node = await self._supervised(agent_id, 404, verifier_v2.UNKNOWN_NODE)
+        applied = self._engine.apply(node, lifecycle.DeleteRequested(busy=node.busy))
+        if applied.remove:
+            await self._engine.remove(node)
+            return Deletion.DONE
+        await self._committed(applied)
+        return Deletion.LATER
+
+    async def reactivate(self, agent_id: str) -> None:
+        """Supervise a node afresh. Raises Refused."""
+        await self._told(agent_id, lifecycle.Reactivated())
+
+    async def stop(self, agent_id: str) -> None:
+        """Leave a node alone until it is reactivated. Raises Refused."""
+        await self._told(agent_id, lifecycle.StopRequested())
+
+    async def _told(self, agent_id: str, event: lifecycle.Reactivated | lifecycle.StopRequested) -> None:
+        node = await self._supervised(agent_id, 400, verifier_v2.NO_ROW)
+        if node.state.phase == lifecycle.Phase.TERMINATED:
+            raise Refused(400, verifier_v2.NO_ROW)
+        await self._committed(self._engine.apply(node, event))
+
+    async def _supervised(self, agent_id: str, status: int, text: str) -> Node:
+        node = self._engine.fleet.get(agent_id)
+        if node is not None:
+            return node
+        record = await self._rows.get(agent_id)
+        if record is None:
+            raise Refused(status, text)
+        raise Refused(404, verifier_v2.OTHER_VERIFIER)
+
+    async def _committed(self, applied: Applied) -> None:
+        if applied.committed is None:
+            return
+        try:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await asyncio.shield(applied.committed)
+        except TimeoutError:
+            raise StoreUnavailable("the change is in effect and will be stored when the database is back") from None
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    async def status(self, agent_id: str) -> AgentStatus:
+        """Return a node in Keylime's fields. Raises Refused."""
+        record = await self._record(agent_id)
+        if record is None:
+            raise Refused(404, verifier_v2.UNKNOWN_NODE)
+        return self._status(record)
+
+    async def statuses(self, verifier_id: str | None) -> dict[str, AgentStatus]:
+        """Return all nodes in Keylime's fields, by id; only those of one verifier id unless None."""
+        return {record.agent_id: self._status(record) for record in await self._records(verifier_id)}
+
+    async def ids(self, verifier_id: str | None) -> tuple[str, ...]:
+        """Return the ids of all nodes, or of those of one verifier id."""
+        return tuple(record.agent_id for record in await self._records(verifier_id))
+
+    async def view(self, agent_id: str) -> NodeView | None:
+        """Return a node as our own interface shows it."""
+        record = await self._record(agent_id)
+        return None if record is None else node_view(record, self._now())
+
+    async def views(self) -> NodeList:
+        """Return all nodes as our own interface lists them."""
+        return node_list(await self._records(None), self._now())
+
+    async def verify_identity(self, question: IdentityQuestion) -> IdentityResult:
+        """Say whether a node's attestation key signed this quote over this nonce. Raises Refused."""
+        record = await self._record(question.agent_uuid)
+        if record is None:
+            raise Refused(404, verifier_v2.UNKNOWN_NODE)
+        fault = identity_fault(question, parse_ak(record.enrolled.ak_tpm), record.enrolled.accept_hash)
+        return IdentityResult(1) if fault is None else verifier_v2.identity_refused(fault)
+
+    def _status(self, record: NodeRecord) -> AgentStatus:
+        return agent_status(record, self._now(), self._engine.rules.quote_interval)
+
+    async def _record(self, agent_id: str) -> NodeRecord | None:
+        node = self._engine.fleet.get(agent_id)
+        return node.visible if node is not None else await self._rows.get(agent_id)
+
+    async def _records(self, verifier_id: str | None) -> list[NodeRecord]:
+        if verifier_id == self._site.verifier_id:
+            return sorted((node.visible for node in self._engine.fleet), key=lambda record: record.agent_id)
+        stored = await self._rows.list_nodes(verifier_id)
+        return [node.visible if (node := self._engine.fleet.get(row.agent_id)) is not None else row for row in stored]
+
+
+def identity_fault(question: IdentityQuestion, ak: PublicArea, accepted: tuple[str, ...]) -> str | None:
+    """Return why a quote does not prove the key's presence, or None. The nonce counts as sent, or base64-decoded."""
+    if question.hash_alg not in accepted:
+        return "The hash algorithm is not accepted for this node"
+    try:
+        quote = parse_quote(question.quote)
+    except MalformedEvidence as problem:
+        return f"The quote cannot be read: {problem}"
+    if quote.signature.hash_alg.name != question.hash_alg:
+        return "The quote is not signed with the named hash algorithm"
+    faults: list[QuoteFault] = []
+    for nonce in _nonces(question.nonce):
+        proven = verify_quote(quote, key=ak, nonce=nonce, accepted_hashes=frozenset({question.hash_alg}))
+        if not isinstance(proven, QuoteFault):
+            return None
+        faults.append(proven)
+    return faults[0].value
+
+
+def _nonces(text: str) -> tuple[bytes, ...]:
+    plain = text.encode()
+    try:
+        return plain, b64decode(text, validate=True)
+    except ValueError:
+        return (plain,)
+
+
+def _exists(agent_id: str) -> Refused:
+    return Refused(409, f"Agent of uuid {agent_id} already exists. Please use delete or update.")
+
+
+def _address(enrolled: Enrolled) -> AgentAddress:
+    pin = None if enrolled.certificate_sha256 is None else Pin(enrolled.certificate_sha256)
+    return AgentAddress(enrolled.ip or "", enrolled.port or 0, pin)
