@@ -9,8 +9,8 @@ from limeguard.policy.severity import DEFAULT_LABELS, MAX_EVENT_ID
 
 RAISED = {
     "qoute_validation": (
-        "invalid_data no_pubkey invalid_hash_alg invalid_enc_alg invalid_sign_alg invalid_ima_entry_nb quote_validation "
-        "invalid_quote"
+        "invalid_data no_pubkey invalid_hash_alg invalid_enc_alg invalid_sign_alg invalid_ima_entry_nb "
+        "quote_validation invalid_quote"
     ),
     "pcr_validation": (
         "invalid_pcr_{pcr} invalid_pcr_16 missing_pcr_16 unused_pcr_{pcr} missing_pcrs invalid_mb_policy "
@@ -45,7 +45,7 @@ def test_ids_are_unique() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id)
 def test_each_row_is_complete(kind: FindingKind) -> None:
-    assert re.fullmatch(r"[a-z]+\.[a-z0-9-]+", kind.id)
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)*\.[a-z0-9-]+", kind.id)
     assert len(kind.event_id) < MAX_EVENT_ID
     assert kind.recoverable is not kind.event_id.startswith(FINAL)
     assert kind.default_severity in DEFAULT_LABELS

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-from tests.fakes.softtpm import SoftNode
 
 from limeguard.crypto.keysplit import registration_auth_tag
+from tests.fakes.softtpm import SoftNode
 
 VERSIONS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6")
 REQUEST_ID = "a1b2c3"
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault
     """The registrar answered with another status than 2xx."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -38,7 +38,7 @@ class Refusal(Exception):
         return str(envelope["status"])
 
 
-class NotUnderstood(AssertionError):
+class NotUnderstood(AssertionError):  # noqa: N818 - a failed test
     """A deployed agent could not go on with this answer."""
 
 

@@ -7,9 +7,9 @@ import pytest
 from tests.fakes.pki import self_signed
 from tests.fakes.softtpm import AK_ATTRIBUTES, SoftAk, SoftNode
 from tests.fakes.strict_agent import VERSIONS, Refusal, StrictAgent
+from tests.registrar.conftest import AGENT_ID, Site, Start
 
 from limeguard.wire.registrar_v2 import INVALID, OTHER_IDENTITY
-from tests.registrar.conftest import AGENT_ID, Site, Start
 
 pytestmark = pytest.mark.services
 

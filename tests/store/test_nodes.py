@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
-from limeguard.evidence.tpm.structures import ClockInfo
 
+from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Conflict, Database
 from limeguard.store.nodes import (
     MAX_CONTEXT,

@@ -62,7 +62,8 @@ class Story:
         """Print how the verifier sees the node now."""
         condition = str(view["condition"])
         colour = COLOURS.get(condition, "white")
-        remark = f"{view['attestation_count']} rounds passed"
+        count = view["attestation_count"]
+        remark = f"{count} round{'s' if count != 1 else ''} passed"
         if condition == "trusted" and view["trust_expires_at"]:
             remark += f", good for another {view['trust_expires_at'] - time.time():.1f} s"
         self.say(f"   [dim]{self.seconds:5.1f} s[/]  [bold {colour}]{condition:<12}[/] {remark}")

@@ -96,7 +96,7 @@ class Node:
     def start(self, environment: Mapping[str, str] | None = None) -> None:
         """Start the agent and wait until it has registered and serves."""
         config = self.folder / "agent.conf"
-        config.write_text(toml_text("agent", self.options))
+        _write_private(config, toml_text("agent", self.options))
         settings = {"KEYLIME_DIR": str(self.folder), "KEYLIME_AGENT_CONFIG": str(config), "TCTI": self.tpm.tcti}
         self.agent = Program(
             f"agent-{self.id[:8]}",
@@ -181,7 +181,7 @@ class Sandbox:
             if component == "verifier":
                 text += ini_text("revocations", {"enabled_revocation_notifications": "[]"})
             path = self.folder / f"{component}.conf"
-            path.write_text(text)
+            _write_private(path, text)
             named[f"KEYLIME_{component.upper()}_CONFIG"] = str(path)
         return clean_environment({"KEYLIME_DIR": str(self.work), **named})
 
@@ -287,3 +287,9 @@ def wait_until(what: str, seconds: float, holds: Callable[[], Answer]) -> Answer
         if time.monotonic() > end:
             raise SandboxError(f"waited {seconds:.0f} s in vain for: {what}")
         time.sleep(0.1)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write configuration, which may hold passwords, for its owner alone."""
+    path.touch(mode=0o600)
+    path.write_text(text)

@@ -1,4 +1,4 @@
-"""The command that runs the verifier in the foreground: settings, log and TLS first, then the service until a signal."""
+"""The command that runs the verifier in the foreground: settings, log and TLS first, then the service."""
 
 import argparse
 import os

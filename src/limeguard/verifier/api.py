@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from limeguard.web.openapi import Operation
+from limeguard.web.openapi import Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.verifier_v2 import AgentIds, AgentStatus, BootPolicyNames, EnrolmentRequest, RuntimePolicyNames
 
@@ -45,12 +45,20 @@ class StatusAnswer(msgspec.Struct, frozen=True):
     results: AgentStatus
 
 
-class ListAnswer(msgspec.Struct, frozen=True):
-    """The ids of nodes, or with `bulk` their statuses by id, in the envelope."""
+class IdsAnswer(msgspec.Struct, frozen=True):
+    """The ids of nodes in the envelope."""
 
     code: int
     status: str
-    results: AgentIds | dict[str, AgentStatus]
+    results: AgentIds
+
+
+class BulkAnswer(msgspec.Struct, frozen=True):
+    """Statuses of nodes by id in the envelope."""
+
+    code: int
+    status: str
+    results: dict[str, AgentStatus]
 
 
 class IdentityAnswer(msgspec.Struct, frozen=True):
@@ -77,7 +85,7 @@ class BootPolicyNamesAnswer(msgspec.Struct, frozen=True):
     results: BootPolicyNames
 
 
-_Responses = Mapping[int, tuple[str, type | None]]
+_Responses = Mapping[int, tuple[str, Body]]
 
 _DONE: Final[_Responses] = {200: ("Done.", EmptyAnswer)}
 _REFUSED: Final[_Responses] = {400: ("The request cannot be taken; the status text says why.", EmptyAnswer)}
@@ -96,7 +104,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", VersionsAnswer)}),
     ("GET", verifier_v2.NODES): Operation(
         "Lists nodes.",
-        {200: ("Ids, or statuses by id.", ListAnswer), **_FORBIDDEN, **_BROKEN},
+        {200: ("Ids, or statuses by id.", (IdsAnswer, BulkAnswer)), **_FORBIDDEN, **_BROKEN},
         query={"verifier": "Only nodes of this verifier id.", "bulk": "Any value: full statuses instead of ids."},
     ),
     ("GET", verifier_v2.NODE): Operation(

@@ -17,11 +17,11 @@ from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
-from limeguard.verifier.lifecycle import Rules, default_trust_lifetime
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.routes import RULES, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
+from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import Writer
 from limeguard.web.app import App, Request, Response, Route, json_response
 from limeguard.web.auth import Authorizer
@@ -44,12 +44,7 @@ FINAL_FLUSH_SECONDS: Final = 3.0
 
 def make_rules(settings: VerifierSettings) -> Rules:
     """Return the rules of supervision that the settings ask for."""
-    lifetime = settings.trust_lifetime or default_trust_lifetime(
-        quote_interval=settings.quote_interval,
-        request_timeout=settings.request_timeout,
-        retry_interval=settings.retry_interval,
-        exponential_backoff=settings.exponential_backoff,
-    )
+    lifetime = settings.trust_lifetime or default_trust_lifetime(settings.quote_interval)
     return Rules(
         quote_interval=settings.quote_interval,
         retry_interval=settings.retry_interval,

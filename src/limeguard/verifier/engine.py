@@ -19,9 +19,10 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.journal import log_event
-from limeguard.verifier.lifecycle import Event, Job, Rules, Step, Supervision
+from limeguard.verifier.lifecycle import Event, Step
 from limeguard.verifier.poller import Facts, Result
 from limeguard.verifier.record import supervision_of, with_facts, with_findings, with_supervision
+from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
 from limeguard.verifier.writer import Writer
 
 log = get_logger("keylime.verifier")
@@ -251,7 +252,7 @@ class Engine:
     async def _finish(self, node: Node, result: Result | None, generation: int) -> None:
         if self.fleet.get(node.agent_id) is not node:
             return
-        terminated = node.state.phase == lifecycle.Phase.TERMINATED
+        terminated = node.state.phase == Phase.TERMINATED
         if terminated:
             await self._remove_terminated(node)
         elif result is not None and node.generation == generation:

@@ -12,7 +12,7 @@ from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.nodes import NodeRecord, NodeState
-from limeguard.verifier.lifecycle import Job
+from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
 
 

@@ -9,7 +9,8 @@ from limeguard.appraisal.findings import Finding
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.lifecycle import Event, Rules, Step, Supervision
+from limeguard.verifier.lifecycle import Event, Step
+from limeguard.verifier.supervision import Rules, Supervision
 
 log = get_logger("keylime.verifier")
 tpm_log = get_logger("keylime.tpm")

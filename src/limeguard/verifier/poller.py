@@ -21,7 +21,8 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.lifecycle import Event, Job
+from limeguard.verifier.lifecycle import Event
+from limeguard.verifier.supervision import Job
 from limeguard.web.client import Unreachable
 from limeguard.wire import versions
 from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer

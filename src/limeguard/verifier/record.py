@@ -8,8 +8,8 @@ from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.verdict import Integrity, Reachability
 from limeguard.policy.severity import SeverityRules
 from limeguard.store.nodes import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
-from limeguard.verifier.lifecycle import Phase, Supervision
 from limeguard.verifier.poller import Facts
+from limeguard.verifier.supervision import Phase, Supervision
 
 
 def supervision_of(state: NodeState, *, has_v: bool) -> Supervision:

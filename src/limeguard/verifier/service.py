@@ -22,8 +22,8 @@ from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Applied, Engine
 from limeguard.verifier.enrolment import Site, examine, parse_ak
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.lifecycle import Supervision
 from limeguard.verifier.record import with_supervision
+from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
 from limeguard.web.client import Pin
 from limeguard.wire import verifier_v2
@@ -187,7 +187,7 @@ class VerifierService:
 
     async def _told(self, agent_id: str, event: lifecycle.Reactivated | lifecycle.StopRequested) -> None:
         node = await self._supervised(agent_id, 400, verifier_v2.NO_ROW)
-        if node.state.phase == lifecycle.Phase.TERMINATED:
+        if node.state.phase == Phase.TERMINATED:
             raise Refused(400, verifier_v2.NO_ROW)
         await self._committed(self._engine.apply(node, event))
 

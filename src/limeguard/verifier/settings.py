@@ -96,7 +96,7 @@ class VerifierSettings:
     trust_lifetime: float | None = option(
         optional_number(0.1),
         "",
-        "Seconds for which a passed round counts as trust; empty derives them from interval and retries.",
+        "Seconds for which a passed round counts as trust; empty means five intervals and at least 10.",
         own=True,
     )
     work_dir: Path = WORK_DIR

@@ -9,7 +9,7 @@ from typing import Final
 
 from limeguard.appraisal.verdict import STATE_CHECKS, Condition, condition
 from limeguard.store.nodes import NodeRecord, NodeState, StoredFinding
-from limeguard.verifier.lifecycle import INTERVALS_OF_TRUST, OPERATIONAL_STATES, PAUSED, Phase
+from limeguard.verifier.supervision import INTERVALS_OF_TRUST, OPERATIONAL_STATES, PAUSED, Phase
 from limeguard.wire.limeguard_v1 import Checks, FindingView, NodeList, NodeSummary, NodeView, context_of
 from limeguard.wire.verifier_v2 import AgentStatus
 

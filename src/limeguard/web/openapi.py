@@ -23,15 +23,18 @@ SECURITY: dict[Rule, list[dict[str, list[str]]]] = {
 }
 
 
+Body = type | tuple[type, ...] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What one route takes and gives: a sentence, the type of the body, and per status a sentence with its type.
 
-    `query` maps a parameter to its description. A status with type None has no body.
+    `query` maps a parameter to its description. A status with type None has no body; one with several types has any.
     """
 
     summary: str
-    responses: Mapping[int, tuple[str, type | None]]
+    responses: Mapping[int, tuple[str, Body]]
     request: type | None = None
     query: Mapping[str, str] = field(default_factory=dict)
 
@@ -75,10 +78,17 @@ def _schemas(operations: Mapping[tuple[str, str], Operation]) -> tuple[dict[type
     for operation in operations.values():
         if operation.request is not None:
             types[operation.request] = None
-        types.update((given, None) for _, given in operation.responses.values() if given is not None)
+        types.update((one, None) for _, given in operation.responses.values() for one in _alternatives(given))
     ordered = list(types)
-    schemas, components = msgspec.json.schema_components(ordered, ref_template=REF)
+    schemas, components = msgspec.json.schema_components(ordered, schema_hook=_anything, ref_template=REF)
     return dict(zip(ordered, schemas, strict=True)), components
+
+
+def _anything(kind: type) -> dict[str, Any]:
+    """Describe members that may hold any JSON value. Raises NotImplementedError for other types without a schema."""
+    if kind is object:
+        return {"description": "Any JSON value."}
+    raise NotImplementedError(kind)
 
 
 def _operation(
@@ -90,7 +100,7 @@ def _operation(
         "security": SECURITY[rule] if rule is not None else [{"clientCertificate": []}],
         "parameters": _parameters(route, operation),
         "responses": {
-            str(status): {"description": text, **(_content(schemas[given]) if given is not None else {})}
+            str(status): {"description": text, **_answer([schemas[one] for one in _alternatives(given)])}
             for status, (text, given) in sorted(operation.responses.items())
         },
     }
@@ -107,6 +117,18 @@ def _parameters(route: Route, operation: Operation) -> list[dict[str, Any]]:
         for n, text in operation.query.items()
     ]
     return in_path + in_query
+
+
+def _alternatives(given: Body) -> tuple[type, ...]:
+    if given is None:
+        return ()
+    return given if isinstance(given, tuple) else (given,)
+
+
+def _answer(schemas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    if not schemas:
+        return {}
+    return _content(schemas[0] if len(schemas) == 1 else {"oneOf": list(schemas)})
 
 
 def _content(schema: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The registrar's HTTP interface from the agent's side: the node's keys out, the challenge in, the proof out.
 
-The messages are those of `registrar_v2`, read and written the other way round. Encodes requests and decodes answers for the agent's side only; decides what a usable answer is. Keylime REST API.
+The messages are those of `registrar_v2`, read and written the other way round. Decides what a usable answer is; must
+not know what the agent does with it. Keylime REST API, registrar.
 """
 
 import base64
