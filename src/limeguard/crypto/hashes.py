@@ -18,7 +18,7 @@ class UnsupportedAlgorithmError(ValueError):
     """An algorithm that is known by name but cannot be computed here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # there is one object for each algorithm: identity is equality, and quick
 class HashAlgorithm:
     """A hash algorithm: TPM_ALG_ID (TPM 2.0 Part 2 §6.3), Keylime's name, digest length in bytes."""
 

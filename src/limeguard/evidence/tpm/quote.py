@@ -116,29 +116,30 @@ def verify_quote(
 
 def signature_is_good(key: PublicArea, signature: Signature, data: bytes) -> bool:
     """Say whether the key made the signature over `data`. A scheme of the other key family is never good."""
-    public = key.key
-    if isinstance(public, rsa.RSAPublicKey) and isinstance(signature.value, bytes):
-        return verify_rsa(public, signature.scheme, signature.hash_alg, signature.value, data)
-    if isinstance(public, ec.EllipticCurvePublicKey) and isinstance(signature.value, tuple):
-        return signature.scheme == ECDSA and verify_ecdsa(public, signature.hash_alg, signature.value, data)
-    return False
+    public, value = key.key, signature.value
+    if isinstance(value, bytes):
+        return isinstance(public, rsa.RSAPublicKey) and verify_rsa(
+            public, signature.scheme, signature.hash_alg, value, data
+        )
+    if signature.scheme != ECDSA or not isinstance(public, ec.EllipticCurvePublicKey):
+        return False
+    return verify_ecdsa(public, signature.hash_alg, value, data)
 
 
 def _proven_values(quote: Quote, accepted_hashes: frozenset[str]) -> QuotedPcrs | QuoteFault:
     attest = quote.attest
-    selected = tuple(s for s in attest.selection if s.pcrs)
+    selected = [s for s in attest.selection if s.pcrs]
     if not selected:
         return QuoteFault.NO_PCRS
     # The digest alone does not bind PCR numbers: the TPM's own selection must name the very PCRs that were sent.
-    if selected != tuple(s for s in quote.selections if s.pcrs):
+    if selected != [s for s in quote.selections if s.pcrs]:
         return QuoteFault.SELECTION_MISMATCH
-    if any(s.bank.name not in accepted_hashes for s in selected):
-        return QuoteFault.HASH_NOT_ACCEPTED
-    digest = quote.signature.hash_alg.new()
+    values: list[bytes] = []
     for selection in selected:
-        for value in quote.values[selection.bank].values():
-            digest.update(value)
-    if digest.digest() != attest.pcr_digest:
+        if selection.bank.name not in accepted_hashes:
+            return QuoteFault.HASH_NOT_ACCEPTED
+        values += quote.values[selection.bank].values()
+    if quote.signature.hash_alg.digest(b"".join(values)) != attest.pcr_digest:
         return QuoteFault.WRONG_PCR_DIGEST
     bank = quote.signature.hash_alg if quote.signature.hash_alg in quote.values else selected[0].bank
     return QuotedPcrs(bank, quote.values[bank], quote.values, attest.clock_info, attest.firmware_version)
