@@ -32,7 +32,7 @@ class Identity:
 
 
 def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else [])
 
 
 def _write(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Identity:
@@ -79,7 +79,7 @@ class Authority:
         self.identity = _write(folder, "cacert", self._key, certificate)
 
     def issue(self, name: str) -> Identity:
-        """Issue a certificate with that common name."""
+        """Issue a certificate with that common name; "" is one without."""
         key = ec.generate_private_key(ec.SECP256R1())
         return _write(self.folder, name, key, _builder(name, self._name, key).sign(self._key, hashes.SHA256()))
 
