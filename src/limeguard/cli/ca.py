@@ -56,10 +56,13 @@ class Opened:
         return CertificateAuthority(directory=self.directory, settings=self.settings, password=word)
 
 
-def open_ca(sources: Sources, directory: str | None, ask: Ask) -> Opened:
-    """Read the settings of the authority. Raises SettingsError."""
+def open_ca(sources: Sources, directory: str | None, ask: Ask, *, notices: bool = True) -> Opened:
+    """Read the settings of the authority; `notices` tells of the files as Keylime does. Raises SettingsError."""
     loaded = load_ca_settings(sources)
-    loaded.announce(get_logger("keylime.config"))
+    if notices:
+        loaded.announce(get_logger("keylime.config"))
+    else:
+        loaded.announce_warnings(get_logger("keylime.config"))
     return Opened(loaded.settings, Path(directory) if directory else loaded.settings.ca_directory, ask)
 
 
@@ -222,7 +225,7 @@ def ca(context: click.Context, directory: str | None) -> None:
     setup_logging(level="WARNING", to_stderr=True)
     os.umask(0o077)
     with _messages():
-        context.obj = open_ca(Sources.of_process(), directory, getpass.getpass)
+        context.obj = open_ca(Sources.of_process(), directory, getpass.getpass, notices=False)
 
 
 @ca.command("init")

@@ -22,7 +22,7 @@ from limeguard.telemetry import get_logger, setup_logging
 from limeguard.tenant.errors import ArgumentError, TenantError
 from limeguard.tenant.payload import CertificateAuthority
 from limeguard.tenant.report import KeylimeReport, Report, error, info, warning
-from limeguard.tenant.request import COMMANDS, ENROLMENTS, Request, check_arguments
+from limeguard.tenant.request import COMMANDS, ENROLMENTS, OWN_COMMANDS, Request, check_arguments
 from limeguard.tenant.run import Connections, run
 from limeguard.tenant.settings import TenantSettings, load_tenant_settings
 from limeguard.web.tls import TlsError, agent_client_context, client_context
@@ -108,7 +108,7 @@ def _add_versions(parser: argparse.ArgumentParser) -> None:
 def make_parser(prog: str, *, plain: bool) -> argparse.ArgumentParser:
     """Return the parser; `plain` adds what only our own command has."""
     parser = argparse.ArgumentParser(prog=prog, description="Manage the nodes of a registrar and a verifier.")
-    shown = ", ".join(sorted(COMMANDS))
+    shown = ", ".join(sorted(COMMANDS if plain else COMMANDS - OWN_COMMANDS))
     parser.add_argument("-c", "--command", default=None, metavar="COMMAND", help=f"what to do (default: add): {shown}")
     if plain:
         parser.add_argument("word", nargs="?", metavar="COMMAND", help="the same as -c COMMAND")

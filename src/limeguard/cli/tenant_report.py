@@ -2,11 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TextIO
 
+import msgspec
+
 from limeguard.telemetry import clean
+from limeguard.tenant.own_view import CONDITION, FLEET, TRUSTED
+from limeguard.wire.limeguard_v1 import NodeList, NodeView
 
 HIDDEN = "(hidden)"
 SECRET_MEMBERS = frozenset({"v"})
@@ -59,13 +63,52 @@ class PlainReport:
         if self._as_json:
             self._out.write(json.dumps(self._result(shown, status), indent=2) + "\n")
             return
-        for content in shown.values():
-            self._out.write(as_text(content))
+        for name, content in shown.items():
+            self._out.write(LAYOUTS.get(name, as_text)(content))
 
     def _result(self, shown: Mapping[str, object], status: int) -> object:
         if not shown:
             return {"ok": True} if status == 0 else {"ok": False, "error": "; ".join(self._errors)}
         return next(iter(shown.values())) if len(shown) == 1 else dict(shown)
+
+
+def condition_text(content: object) -> str:
+    """Lay out what a verifier says of one node: its condition, and each finding with what to do about it."""
+    view = msgspec.convert(content, NodeView)
+    lines = [f"{clean(view.id)}: {clean(view.condition)}{' (identity only)' if view.identity_only else ''}"]
+    facts = {
+        "last trusted": _moment(view.last_trusted_at),
+        "last answer": _moment(view.last_answer_at),
+        "trust expires": _moment(view.trust_expires_at),
+        "rounds passed": view.attestation_count,
+        "failed tries": view.failed_attempts,
+        "reached at": f"{view.ip}:{view.port}",
+    }
+    lines += [f"  {name:<14} {_value(value)}" for name, value in facts.items()]
+    for finding in view.findings:
+        lines.append(f"  {clean(finding.id)} ({clean(finding.event_id)}, {clean(finding.severity)})")
+        lines.append(f"    {'found':<12} {_moment(finding.found_at)}")
+        lines += [f"    {clean(name):<12} {clean(value, LONG * 4)}" for name, value in finding.context.items()]
+        lines.append(f"    {'what to do':<12} {clean(finding.advice, LONG * 4)}")
+    return "\n".join(lines) + "\n"
+
+
+def fleet_text(content: object) -> str:
+    """Lay out the list of nodes: how many are in each condition, then those that are not trusted first."""
+    listed = msgspec.convert(content, NodeList)
+    counts = ", ".join(f"{number} {clean(name)}" for name, number in listed.counts.items() if number)
+    nodes = sorted(listed.nodes, key=lambda node: (node.condition == TRUSTED, node.condition, node.id))
+    width = max((len(_value(node.id)) for node in nodes), default=0)
+    lines = [f"{_value(n.id):<{width}}  {n.condition:<12} {_value(n.last_event_id or '')}".rstrip() for n in nodes]
+    return "\n".join([counts or "no nodes", *lines]) + "\n"
+
+
+def _moment(at: float | None) -> str:
+    return "never" if at is None else datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
+
+
+LAYOUTS: Mapping[str, Callable[[object], str]] = {CONDITION: condition_text, FLEET: fleet_text}
+"""Documents that have a layout of their own on a terminal."""
 
 
 def _without_secrets(content: object) -> object:

@@ -75,6 +75,10 @@ class Loaded(Generic[T]):
         """Log the notices and warnings."""
         for notice in self.notices:
             log.log(notice.level, "%s", notice.text)
+        self.announce_warnings(log)
+
+    def announce_warnings(self, log: logging.Logger) -> None:
+        """Log the warnings alone: where the files come from is nobody's question."""
         for warning in self.warnings:
             log.warning("%s", warning)
 

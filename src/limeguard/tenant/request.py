@@ -16,7 +16,9 @@ AGENT_ID = re.compile(r"[\w.-]+", re.ASCII)
 MAX_AGENT_ID = 80
 
 ENROLMENTS = frozenset({"add", "update"})
-NODE_COMMANDS = ENROLMENTS | {"delete", "status", "cvstatus", "regstatus", "reactivate", "regdelete"}
+OWN_COMMANDS = frozenset({"why", "nodes"})
+"""Commands that Keylime's tenant does not have; they need a limeguard verifier."""
+NODE_COMMANDS = ENROLMENTS | {"delete", "status", "cvstatus", "regstatus", "reactivate", "regdelete", "why"}
 """Commands about one node."""
 
 ALIASES = {
@@ -29,7 +31,9 @@ ALIASES = {
 POLICY_COMMANDS = frozenset(
     {f"{verb}{kind}" for verb in ("add", "update", "show", "delete", "list") for kind in ("runtimepolicy", "mbpolicy")}
 )
-COMMANDS = NODE_COMMANDS | POLICY_COMMANDS | {"cvlist", "reglist", "bulkinfo", "version"} | frozenset(ALIASES)
+COMMANDS = (
+    NODE_COMMANDS | POLICY_COMMANDS | OWN_COMMANDS | {"cvlist", "reglist", "bulkinfo", "version"} | frozenset(ALIASES)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from limeguard import __version__
-from limeguard.tenant import enrol, nodes, policy_commands
+from limeguard.tenant import enrol, nodes, own_view, policy_commands
 from limeguard.tenant.context import Context, Edges, Rules
 from limeguard.tenant.ekcheck import EkRules, resolve_script
 from limeguard.tenant.errors import TenantError
@@ -57,6 +57,7 @@ COMMANDS: Mapping[str, Command] = {
     "version": version,
     **nodes.COMMANDS,
     **policy_commands.COMMANDS,
+    **own_view.COMMANDS,
 }
 
 

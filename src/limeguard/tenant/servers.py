@@ -128,11 +128,12 @@ class Server:
 
     async def call(self, method: str, path: str, body: bytes | None = None) -> Reply:
         """Send a request below the negotiated version; `path` starts with `/`. Raises TenantError."""
-        version = await self.version()
+        return await self.call_plain(method, f"/v{await self.version()}{path}", body)
+
+    async def call_plain(self, method: str, path: str, body: bytes | None = None) -> Reply:
+        """Send a request to a path outside the versions. Raises TenantError."""
         try:
-            answer = await self._http.request(
-                method, f"{self._base}/v{version}{path}", body=body, headers=JSON if body else None
-            )
+            answer = await self._http.request(method, f"{self._base}{path}", body=body, headers=JSON if body else None)
         except Unreachable as problem:
             raise TenantError(
                 f"No answer from {self.kind}: {explain(self._base, problem)}{_server_hint(problem)}"

@@ -4,7 +4,7 @@ Decides how it is spelled. Must not know how conditions come about: they are han
 Times are seconds since 1970; null is never.
 """
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -81,6 +81,30 @@ class Problem(msgspec.Struct, frozen=True):
 def encode(document: NodeView | NodeList | Problem) -> bytes:
     """Encode one of this module's documents."""
     return msgspec.json.encode(document)
+
+
+class UnreadableViewError(ValueError):
+    """An answer that is no document of this module."""
+
+
+def decode_node(body: bytes) -> NodeView:
+    """Read one node. Raises UnreadableViewError."""
+    return _decode(body, NodeView)
+
+
+def decode_nodes(body: bytes) -> NodeList:
+    """Read the list of nodes. Raises UnreadableViewError."""
+    return _decode(body, NodeList)
+
+
+T = TypeVar("T")
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+        raise UnreadableViewError(f"not what version 1 of the interface says: {problem}") from None
 
 
 def context_of(text: str) -> dict[str, object]:
