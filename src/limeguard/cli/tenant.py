@@ -148,7 +148,7 @@ def keylime_tenant(argv: Sequence[str] | None = None) -> int:
     set_up_logging(sources)
     # A reader that goes away (`| grep -q`) must not end an enrolment half-way, nor fill stderr with tracebacks.
     logging.raiseExceptions = False
-    return _settled(_guarded(request, sources, KeylimeReport()))
+    return _settled(_guarded(request, sources, KeylimeReport(), notices=True))
 
 
 def _settled(status: int) -> int:
@@ -167,16 +167,16 @@ def tenant(argv: Sequence[str] | None = None) -> int:
     verbose = options.verbose or (request.command in CHANGES and sys.stderr.isatty())
     report = PlainReport(request.command, sys.stdout, sys.stderr, as_json=as_json, verbose=verbose)
     setup_logging(None, "WARNING", to_stderr=True)
-    status = _guarded(request, Sources.of_process(), report)
+    status = _guarded(request, Sources.of_process(), report, notices=False)
     with contextlib.suppress(BrokenPipeError):
         report.finish(status)
     return _settled(status)
 
 
-def _guarded(request: Request, sources: Sources, report: Report) -> int:
-    """Run, and turn whatever goes wrong into a message and an exit status."""
+def _guarded(request: Request, sources: Sources, report: Report, *, notices: bool) -> int:
+    """Run, and turn whatever goes wrong into a message and an exit status. `notices` tells which files were read."""
     try:
-        return _run(request, sources, report)
+        return _run(request, sources, report, notices=notices)
     except (SettingsError, TlsError, TenantError) as problem:
         error(report, str(problem))
         return 1
@@ -188,9 +188,9 @@ def _guarded(request: Request, sources: Sources, report: Report) -> int:
         return 1
 
 
-def _run(request: Request, sources: Sources, report: Report) -> int:
+def _run(request: Request, sources: Sources, report: Report, *, notices: bool) -> int:
     loaded = load_tenant_settings(sources)
-    for notice in loaded.notices:
+    for notice in loaded.notices if notices else ():
         get_logger("keylime.config").log(notice.level, "%s", notice.text)
     for caution in loaded.warnings if request.command in ENROLMENTS else ():
         get_logger("keylime.config").warning("%s", caution)

@@ -115,7 +115,8 @@ class HttpClient:
         except (aiohttp.ClientSSLError, ssl.SSLError) as problem:
             raise Unreachable("tls", clean(problem)) from problem
         except aiohttp.ClientConnectorError as problem:
-            raise Unreachable("connect", clean(problem)) from problem
+            # The text of the whole error names an object of the library; the system's reason is what helps.
+            raise Unreachable("connect", clean(f"Cannot connect: {problem.os_error}")) from problem
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             raise Unreachable("protocol", clean(f"{type(problem).__name__}: {problem}")) from problem
         base, _, target = url.partition("://")[2].partition("/")
