@@ -1,17 +1,21 @@
 """The page about commands names every command and option that there is, and none that there is not."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from limeguard.cli.main import limeguard
+from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
 from limeguard.tenant.request import COMMANDS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+PAGE = (FOLDER / "cli.md").read_text()
 CODE = " ".join(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)))
 LONG_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -55,6 +59,74 @@ def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
 
+@pytest.mark.parametrize("name", ["api", "configuration", "findings"])
+def test_the_page_is_what_the_tables_say(name: str) -> None:
+    printed = PAGES[name]()
+    assert (FOLDER / f"{name}.md").read_text() == printed, (
+        f"write it anew: limeguard reference {name} > docs/reference/{name}.md"
+    )
+
+
 def test_no_option_is_on_the_page_that_does_not_exist() -> None:
     known = tenant_options() | click_options() | {"--help", "--insecure"}
     assert set(LONG_OPTION.findall(PAGE)) - known == set()
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_the_command_prints_the_page(name: str) -> None:
+    done = CliRunner().invoke(limeguard, ["reference", name])
+    assert done.exit_code == 0
+    assert done.output == PAGES[name]()
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield from (text for key, text in value.items() if key == "$ref")
+        yield from (found for below in value.values() for found in references(below))
+    elif isinstance(value, list):
+        yield from (found for below in value for found in references(below))
+
+
+@pytest.mark.parametrize("service", ["verifier", "registrar"])
+def test_the_description_is_whole(service: str) -> None:
+    document = json.loads(PAGES[f"openapi-{service}"]())
+    assert document["openapi"] == "3.1.0"
+    schemas = document["components"]["schemas"]
+    assert set(references(document)) == {f"#/components/schemas/{name}" for name in schemas}
+    seen: set[str] = set()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"]
+            assert operation["responses"]
+            assert operation["operationId"] not in seen
+            seen.add(operation["operationId"])
+            named = {each["name"] for each in operation["parameters"] if each["in"] == "path"}
+            assert named == set(re.findall(r"{(\w+)}", path))
+            for scheme in operation["security"]:
+                assert set(scheme) <= set(document["components"]["securitySchemes"])
+
+
+@pytest.mark.parametrize("service", ["verifier", "registrar"])
+def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
+    # trust: default-deny
+    document = json.loads(PAGES[f"openapi-{service}"]())
+    public = {
+        f"{method} {path}"
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if operation["security"] == []
+    }
+    everywhere = {"get /version", "get /v3"}
+    own = {
+        "verifier": {"get /", "get /v2", "get /versions", "get /v2/verify/identity"},
+        "registrar": {
+            "post /v2/agents",
+            "post /v2/agents/{agent_id}",
+            "post /v3/agents",
+            "put /v2/agents/{agent_id}",
+            "put /v2/agents/{agent_id}/activate",
+            "post /v2/agents/{agent_id}/activate",
+            "post /v3/agents/{agent_id}/activate",
+        },
+    }
+    assert public == everywhere | own[service]

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from limeguard.web.openapi import Operation
+from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import registrar_v2 as wire
 
 
@@ -49,7 +49,7 @@ class PlainAnswer(msgspec.Struct, frozen=True):
     results: dict[str, Any]
 
 
-Answers = dict[int, tuple[str, type | None]]
+Answers = dict[int, tuple[str, Body]]
 
 _OUTAGE: Final[Answers] = {503: ("The database cannot be used now", PlainAnswer)}
 _INVALID: Final[Answers] = {400: ("The request is not valid", PlainAnswer), **_OUTAGE}
@@ -90,6 +90,6 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", wire.NODE_V3): _READ,
     ("DELETE", wire.NODE): _DELETE,
     ("DELETE", wire.NODE_V3): _DELETE,
-    ("GET", "/openapi.json"): Operation("Read this description", {200: ("An OpenAPI document", None), **_NOT_ADMIN}),
+    ("GET", DESCRIPTION): Operation("Read this description", {200: ("An OpenAPI document", None), **_NOT_ADMIN}),
 }
 """One entry for each route; a route without entry cannot start."""

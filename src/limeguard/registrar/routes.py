@@ -3,17 +3,15 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-import msgspec
-
 from limeguard import __version__
 from limeguard.registrar.openapi import OPERATIONS
 from limeguard.registrar.service import RegistrarService
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.registrations import Registration
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.app import App, Handler, Request, Response, Route, empty, json_response
+from limeguard.web.app import App, Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Authorizer, Rule
-from limeguard.web.openapi import openapi_document
+from limeguard.web.openapi import described
 from limeguard.wire import registrar_v2 as wire
 from limeguard.wire import versions
 from limeguard.wire.envelope import SUCCESS, BadRequest, envelope, error
@@ -58,8 +56,10 @@ def make_routes(service: RegistrarService) -> tuple[Route, ...]:
     register, activate = _guarded(nodes.register), _guarded(nodes.activate)
     ids, read, delete = _guarded(nodes.ids), _guarded(nodes.read), _guarded(nodes.delete)
     routes = [
-        Route("GET", wire.VERSION, "read_version", _constant(wire.encode_versions()), plain_http=True),
-        Route("GET", wire.ROOT_V3, "read_version", _constant(DONE), plain_http=True),
+        Route(
+            "GET", wire.VERSION, "read_version", constant(json_response(200, wire.encode_versions())), plain_http=True
+        ),
+        Route("GET", wire.ROOT_V3, "read_version", constant(json_response(200, DONE)), plain_http=True),
         Route("POST", wire.NODES, "register_agent", register, plain_http=True),
         Route("POST", wire.NODE, "register_agent", register, plain_http=True),
         Route("POST", wire.NODES_V3, "register_agent", register, plain_http=True),
@@ -75,11 +75,7 @@ def make_routes(service: RegistrarService) -> tuple[Route, ...]:
             Route("GET", node, "read_registration", read),
             Route("DELETE", node, "delete_registration", delete),
         ]
-    description: list[bytes] = []
-    routes.append(Route("GET", "/openapi.json", "read_api_description", _described(description)))
-    document = openapi_document("limeguard registrar", __version__, routes, RULES, OPERATIONS)
-    description.append(msgspec.json.encode(document))
-    return tuple(routes)
+    return described("limeguard registrar", __version__, routes, RULES, OPERATIONS)
 
 
 class _Handlers:
@@ -126,22 +122,6 @@ def _guarded(call: Call) -> Handler:
     return handle
 
 
-def _constant(body: bytes) -> Handler:
-    async def handle(_request: Request) -> Response:
-        return json_response(200, body)
-
-    return handle
-
-
-def _described(holder: list[bytes]) -> Handler:
-    """Serve the description, which is made when the table that it describes is complete."""
-
-    async def handle(_request: Request) -> Response:
-        return json_response(200, holder[0])
-
-    return handle
-
-
 def _agent_id(request: Request) -> str:
     agent_id = request.params["agent_id"]
     wire.check_id(agent_id)
@@ -150,9 +130,7 @@ def _agent_id(request: Request) -> str:
 
 def _json_body(request: Request) -> bytes:
     """Return the body when it says that it is JSON, else nothing: other bodies have no members."""
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-    return request.body if is_json else b""
+    return request.body if says_json(request) else b""
 
 
 def _shown(record: Registration) -> wire.RecordResults:

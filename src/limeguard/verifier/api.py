@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from limeguard.web.openapi import Body, Operation
+from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.verifier_v2 import AgentIds, AgentStatus, BootPolicyNames, EnrolmentRequest, RuntimePolicyNames
 
@@ -143,7 +143,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         "Returns a node with its condition, findings and advice.",
         {200: ("The node.", limeguard_v1.NodeView), 404: ("No such node.", limeguard_v1.Problem), **_FORBIDDEN},
     ),
-    ("GET", limeguard_v1.OPENAPI): Operation("Returns this description.", {200: ("OpenAPI 3.1.", None), **_FORBIDDEN}),
+    ("GET", DESCRIPTION): Operation("Returns this description.", {200: ("OpenAPI 3.1.", None), **_FORBIDDEN}),
     ("GET", verifier_v2.RUNTIME_POLICIES): Operation(
         "Lists runtime policies.", {200: ("Their names.", RuntimePolicyNamesAnswer), **_FORBIDDEN}
     ),

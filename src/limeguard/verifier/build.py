@@ -2,18 +2,15 @@
 
 import asyncio
 import contextlib
-import json
 import signal
 import ssl
 from typing import Final
 
-from limeguard import __version__
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.severity import parse_severity
 from limeguard.store.database import Database
 from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.telemetry import get_logger
-from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
@@ -23,13 +20,11 @@ from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import Writer
-from limeguard.web.app import App, Request, Response, Route, json_response
+from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.client import HttpClient
-from limeguard.web.openapi import openapi_document
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
-from limeguard.wire.limeguard_v1 import OPENAPI
 
 log = get_logger("keylime.verifier")
 
@@ -57,15 +52,8 @@ def make_rules(settings: VerifierSettings) -> Rules:
 
 
 def make_app(service: VerifierService, max_body: int) -> App:
-    """Return the app over a service, with the description of its own interface."""
-    document = b""
-
-    async def describe(_request: Request) -> Response:
-        return json_response(200, document)
-
-    routes = (*make_routes(service), Route("GET", OPENAPI, "read_api_description", describe))
-    document = json.dumps(openapi_document("limeguard verifier", __version__, routes, RULES, OPERATIONS)).encode()
-    return App(routes, Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse)
+    """Return the app over a service."""
+    return App(make_routes(service), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse)
 
 
 class Verifier:

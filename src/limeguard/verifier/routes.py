@@ -5,11 +5,14 @@ from typing import Final
 
 import msgspec
 
+from limeguard import __version__
 from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
+from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.service import Deletion, Refused, VerifierService
-from limeguard.web.app import Handler, Request, Response, Route, empty, json_response
+from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Rule
+from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
 from limeguard.wire.envelope import BadRequest, envelope, error
 
@@ -74,7 +77,7 @@ def guarded(call: Call) -> Handler:
 def make_routes(service: VerifierService) -> tuple[Route, ...]:
     """Return the table of routes over one service."""
     nodes = _NodeHandlers(service)
-    return (
+    routes = (
         Route("GET", "/", "read_server_info", _to_newest),
         Route("GET", verifier_v2.ROOT, "read_server_info", _root),
         Route("GET", "/v3", "read_server_info", _root),
@@ -91,21 +94,22 @@ def make_routes(service: VerifierService) -> tuple[Route, ...]:
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(),
     )
+    return described("limeguard verifier", __version__, routes, RULES, OPERATIONS)
 
 
 def _policy_routes() -> tuple[Route, ...]:
-    no_runtime = _constant(json_response(200, verifier_v2.encode_runtime_policy_names(())))
-    no_boot = _constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
+    no_runtime = constant(json_response(200, verifier_v2.encode_runtime_policy_names(())))
+    no_boot = constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
     return (
         Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", no_runtime),
         Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", _unknown("Runtime policy")),
-        Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", _constant(refuse(400, RUNTIME_UNJUDGED))),
-        Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", _constant(refuse(400, RUNTIME_UNJUDGED))),
+        Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", constant(refuse(400, RUNTIME_UNJUDGED))),
+        Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", constant(refuse(400, RUNTIME_UNJUDGED))),
         Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", _unknown("Runtime policy")),
         Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", no_boot),
         Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", _unknown("Measured boot policy")),
-        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", _constant(refuse(400, BOOT_UNJUDGED))),
-        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", _constant(refuse(400, BOOT_UNJUDGED))),
+        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
+        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
         Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", _unknown("Measured boot policy")),
     )
 
@@ -118,7 +122,7 @@ class _NodeHandlers:
 
     async def enrol(self, request: Request) -> Response:
         agent_id = _agent_id(request)
-        if _is_json(request) and request.body and not _readable(request.body):
+        if says_json(request) and request.body and not _readable(request.body):
             return empty(400)  # malformed under a JSON content type is refused before anybody looks at it
         await self._service.enrol(agent_id, request.body)
         return json_response(200, SUCCESS)
@@ -164,24 +168,12 @@ def _agent_id(request: Request) -> str:
     return agent_id
 
 
-def _is_json(request: Request) -> bool:
-    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
-
-
 def _readable(body: bytes) -> bool:
     try:
         msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return False
     return True
-
-
-def _constant(response: Response) -> Handler:
-    async def handle(_request: Request) -> Response:
-        return response
-
-    return handle
 
 
 def _unknown(what: str) -> Handler:

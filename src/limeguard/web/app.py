@@ -106,6 +106,21 @@ ErrorResponder = Callable[[int, str], Response]
 """Builds the answer for a refusal of the kit that carries a text (413, 408) in the service's own envelope."""
 
 
+def constant(response: Response) -> Handler:
+    """Return a handler that always answers the same."""
+
+    async def handle(_request: Request) -> Response:
+        return response
+
+    return handle
+
+
+def says_json(request: Request) -> bool:
+    """Say whether the request calls its body JSON."""
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
 def empty(status: int) -> Response:
     """Return the bare answer that the framework gives before a handler is reached."""
     return Response(status)

@@ -10,10 +10,12 @@ from typing import Any
 
 import msgspec
 
-from limeguard.web.app import Route
+from limeguard.web.app import Request, Response, Route, json_response
 from limeguard.web.auth import Rule
 
 OPENAPI = "3.1.0"
+DESCRIPTION = "/openapi.json"
+"""Where a service serves its description."""
 REF = "#/components/schemas/{name}"
 SECURITY: dict[Rule, list[dict[str, list[str]]]] = {
     Rule.PUBLIC: [],
@@ -71,6 +73,27 @@ def openapi_document(
             },
         },
     }
+
+
+def described(
+    title: str,
+    version: str,
+    routes: Sequence[Route],
+    rules: Mapping[str, Rule],
+    operations: Mapping[tuple[str, str], Operation],
+) -> tuple[Route, ...]:
+    """Return the routes and one more, which serves the description of all of them to administrators.
+
+    Raises UndocumentedRouteError when a route has no entry in `operations`; the one more needs an entry too.
+    """
+    document: list[bytes] = []
+
+    async def describe(_request: Request) -> Response:
+        return json_response(200, document[0])
+
+    whole = (*routes, Route("GET", DESCRIPTION, "read_api_description", describe))
+    document.append(msgspec.json.encode(openapi_document(title, version, whole, rules, operations)))
+    return whole
 
 
 def _schemas(operations: Mapping[tuple[str, str], Operation]) -> tuple[dict[type, dict[str, Any]], dict[str, Any]]:

@@ -17,6 +17,8 @@ FIRST_REQUEST_SECONDS = 20.0
 """A connection that has not sent a whole request head by then is closed: a slow peer holds no place for long."""
 BODY_SECONDS = 60.0
 """A body that has not arrived by then is given up."""
+LINGER_SECONDS = 2.0
+"""How long the rest of a refused body is read and dropped, so that its sender gets to see the refusal."""
 KEEPALIVE_SECONDS = 75.0
 HANDSHAKE_SECONDS = 15.0
 
@@ -135,6 +137,7 @@ class Listener:
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=KEEPALIVE_SECONDS,
+            lingering_time=LINGER_SECONDS,
         )
         runner = web.ServerRunner(server, shutdown_timeout=5.0)
         await runner.setup()

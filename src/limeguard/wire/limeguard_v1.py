@@ -10,7 +10,6 @@ import msgspec
 
 NODES: Final = "/limeguard/v1/nodes"
 NODE: Final = "/limeguard/v1/nodes/{agent_id}"
-OPENAPI: Final = "/openapi.json"
 
 
 class FindingView(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,8 @@ BOOT_POLICY: Final = "/v2/mbpolicies/{name}"
 VERIFY_IDENTITY: Final = "/v2/verify/identity"
 
 MAX_ID: Final = 80
-_ID = re.compile(r"[\w.-]{1,80}")
+# Of ASCII alone: paths are not percent-decoded, so no other letter in an id could ever be asked for.
+_ID = re.compile(r"[\w.-]{1,80}", re.ASCII)
 
 BAD_ID: Final = "agent_id not not valid"  # spelled so on the wire since the first versions
 UNKNOWN_NODE: Final = "agent id not found"
