@@ -1,0 +1,228 @@
+"""A fault at every single call of a round: no fault makes trust, and none ends supervision.
+
+A trace function counts the calls into this project's code while a round runs, and raises in the n-th of them, for every
+n there is. Nothing is picked by hand, so code that is added later is covered too.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from tests.fakes.softtpm import SoftNode
+
+import limeguard
+from limeguard.appraisal.verdict import Condition
+from limeguard.clients.agent import AgentAddress, AgentClient
+from limeguard.policy.pcrs import PcrPolicy
+from limeguard.policy.severity import parse_severity
+from limeguard.store.database import StoreUnavailable
+from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.verifier import engine as engine_module
+from limeguard.verifier import lifecycle
+from limeguard.verifier.engine import Engine, Limits
+from limeguard.verifier.fleet import Fleet, Node
+from limeguard.verifier.poller import Poller
+from limeguard.verifier.record import with_supervision
+from limeguard.verifier.supervision import Rules, Supervision
+from limeguard.verifier.view import agent_status, condition_of, node_view
+from limeguard.verifier.writer import Writer
+from limeguard.web.client import Answer
+from limeguard.wire.envelope import envelope
+
+ROOT = str(Path(limeguard.__file__).parent)
+SHARE = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
+RULES = Rules(
+    quote_interval=0.01,
+    retry_interval=0.01,
+    exponential_backoff=False,
+    max_retries=3,
+    trust_lifetime=60.0,
+    severity=parse_severity(("info", "emergency"), ((".*", "emergency"),)),
+)
+FAULTS: list[Callable[[], BaseException]] = [
+    lambda: RuntimeError("a bug"),
+    MemoryError,
+    lambda: StoreUnavailable("the database is away"),
+    lambda: OSError(28, "No space left on device"),
+    asyncio.CancelledError,
+    TimeoutError,
+    lambda: ValueError("a value"),
+]
+
+
+class Wire:
+    """Stands where HTTP is, with an honest agent behind it. `asked` counts the questions for quotes."""
+
+    def __init__(self, agent: SoftNode) -> None:
+        self._agent = agent
+        self.asked = 0
+        self.delivered = 0
+
+    async def request(self, _method: str, url: str, **_options: Any) -> Answer:
+        if url.endswith("/keys/vkey"):
+            self.delivered += 1
+            return Answer(200, envelope(200, "Success", {}), {})
+        self.asked += 1
+        query = dict(part.split("=") for part in url.partition("?")[2].split("&"))
+        results = self._agent.integrity_answer(query["nonce"], query["mask"], partial=query["partial"] == "1")
+        return Answer(200, envelope(200, "Success", results), {})
+
+
+class Store:
+    """Rows in memory, as the database would hold them."""
+
+    def __init__(self, record: NodeRecord) -> None:
+        self.row = record
+
+    async def save_rounds(self, batch: list[NodeRecord]) -> frozenset[str]:
+        for record in batch:
+            if record.version != self.row.version:
+                return frozenset({record.agent_id})
+            self.row = replace(record, version=record.version + 1)
+        return frozenset()
+
+    async def delete(self, _agent_id: str) -> bool:
+        return True
+
+
+class Injection:
+    """Raises in call number `at` into the project's code, and counts the calls."""
+
+    def __init__(self, at: int, fault: Callable[[], BaseException]) -> None:
+        self.calls, self.place = 0, ""
+        self._at, self._fault = at, fault
+
+    def __call__(self, frame: FrameType, _event: str, _argument: object) -> None:
+        code = frame.f_code
+        if not code.co_filename.startswith(ROOT) or code.co_name in {"run", "_until_next", "<module>"}:
+            return  # the outermost loops are the ones that a fault must not end: they have no caller in here
+        self.calls += 1
+        if self.calls == self._at:
+            self.place = f"{Path(code.co_filename).relative_to(ROOT)}:{code.co_name}"
+            raise self._fault()
+
+
+class Bench:
+    """One node, supervised by the real engine, poller and writer, over a wire and a store in memory."""
+
+    def __init__(self) -> None:
+        soft = SoftNode.create("ecc256")
+        soft.transport  # noqa: B018 - made once for all
+        self.wire = Wire(SoftNode(soft.ek, soft.ak, soft.transport, dict(soft.pcrs), soft.clock))
+        policy = PcrPolicy({23: frozenset({bytes(32)})}, 1 << 23)
+        state = with_supervision(
+            NodeState(supported_version="2.6", phase="", integrity="", reachability=""), Supervision(has_v=True)
+        )
+        self.store = Store(NodeRecord(_enrolled(), state))
+        self.node = Node(self.store.row, soft.ak.area, policy, AgentAddress("127.0.0.1", 1, None))
+        self.writer = Writer(self.store, lambda _node: None)
+        self.engine = Engine(
+            Fleet(late_after=1.0, jitter=lambda: 0.0),
+            Poller(AgentClient(self.wire), answer_within=5.0),  # type: ignore[arg-type]
+            self.writer,
+            self.store,
+            RULES,
+            Limits(4, 5.0),
+        )
+
+    def condition(self) -> Condition:
+        """Return what readers are told, in every form that they are told it."""
+        now, visible = time.time(), self.node.visible
+        condition = condition_of(visible.state, now)
+        assert node_view(visible, now).condition == condition.value
+        assert (agent_status(visible, now, 1.0).attestation_status == "PASS") == (condition is Condition.TRUSTED)
+        return condition
+
+    async def round(self, injection: Injection) -> bool:
+        """Let the first round run under the injection, and the writes after it; say whether both loops go on."""
+        if self.engine.fleet.get("node-1") is None:
+            self.engine.take_in(self.node, lifecycle.Enrolled())
+        tasks = [asyncio.create_task(self.engine.run()), asyncio.create_task(self.writer.run())]
+        await asyncio.sleep(0)
+        sys.settrace(injection)
+        try:
+            end = time.monotonic() + 0.04
+            while time.monotonic() < end and self.wire.delivered == 0:
+                await asyncio.sleep(0.002)
+        finally:
+            sys.settrace(None)
+        going_on = not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)
+        return going_on
+
+
+def _enrolled() -> Enrolled:
+    return Enrolled(
+        agent_id="node-1",
+        verifier_id="default",
+        verifier_ip="127.0.0.1",
+        verifier_port=8881,
+        ip="127.0.0.1",
+        port=9002,
+        v=SHARE,
+        tpm_policy="{}",
+        meta_data=None,
+        has_mb_policy=False,
+        has_runtime_policy=False,
+        accept_hash=("sha256",),
+        accept_enc=("ecc",),
+        accept_sign=("ecdsa",),
+        ak_tpm="",
+        certificate_sha256=None,
+        enrolled_at=0.0,
+    )
+
+
+async def test_without_a_fault_the_round_makes_trust() -> None:
+    bench = Bench()
+    injection = Injection(0, RuntimeError)
+    await bench.round(injection)
+    assert bench.condition() is Condition.TRUSTED
+    assert bench.store.row.state.integrity == "trusted"
+    assert injection.calls > 100
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault()).__name__)
+async def test_a_fault_anywhere_makes_no_trust_and_ends_nothing(
+    fault: Callable[[], BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # trust: fail-closed
+    caplog.set_level("CRITICAL")
+    monkeypatch.setattr(engine_module, "FALLBACK_PAUSE", 0.01)
+    at, reached = 0, True
+    places: set[str] = set()
+    while reached:
+        at += 1
+        bench = Bench()
+        injection = Injection(at, fault)
+        going_on = await bench.round(injection)
+        reached = bool(injection.place)
+        if not reached:
+            break
+        places.add(injection.place)
+        judged = bench.wire.asked > 1 or _judged(bench)
+        where = f"fault {at} at {injection.place}"
+        assert bench.condition() is not Condition.TRUSTED or judged, where
+        if bench.condition() is Condition.TRUSTED:
+            assert bench.store.row.state.integrity == "trusted", f"{where}: shown before it was stored"
+        # A loop that is cancelled ends the whole program, aloud: see what `Verifier.failed` is for.
+        assert going_on or fault is asyncio.CancelledError, f"{where}: a loop has ended"
+        # A ValueError where text is decoded is what malformed evidence looks like: a finding, and that is no silence.
+        found = isinstance(fault(), ValueError) and bool(bench.node.visible.state.findings)
+        assert not going_on or bench.node.due is not None or bench.node.busy or found, f"{where}: nobody asks again"
+    assert len(places) > 40, places
+
+
+def _judged(bench: Bench) -> bool:
+    """Whether the database holds a proof with every required check run: the fault came after the judgement."""
+    state = bench.store.row.state
+    return bool(state.required_checks) and set(state.required_checks) <= set(state.ran_checks)
