@@ -4,8 +4,10 @@ Faults of the database come out as `StoreUnavailable` (try again later, nothing 
 uniqueness rule spoke); everything else is a bug of ours and passes through.
 """
 
+import asyncio
 import os
 import stat
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import (
@@ -35,6 +38,13 @@ ASYNC_DRIVERS = {
 }
 BUSY_SECONDS = 10.0
 """How long a SQLite writer waits for another one."""
+OUTAGES = frozenset({"08", "25", "28", "3D", "40", "53", "55", "57", "58"})
+"""Classes of SQLSTATE that are no fault of a statement: connection, read-only standby, login, unknown database,
+deadlock, too few resources, locks, shutdown, disk. The PostgreSQL driver gives no other sign of them."""
+_ONE_MIGRATION = threading.Lock()
+"""Alembic keeps what it is doing in globals of the process."""
+_MIGRATION_LOCK = 0x6C696D65
+"""Key of the advisory lock that keeps the migrations of several processes apart; any constant."""
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the world
@@ -130,12 +140,19 @@ class Database:
                 yield connection
 
     async def migrate(self, component: str) -> None:
-        """Bring the tables of `component` (a folder below `migrations`) to the newest revision."""
-        with _faults():
-            async with self.engine.connect() as raw:
-                connection = await raw.execution_options(limeguard_write=True)
-                async with connection.begin():
-                    await connection.run_sync(_upgrade, component)
+        """Bring the tables of `component` (a folder below `migrations`) to the newest revision.
+
+        Several may do so at once, in this process and in others: the first works, the others find it done.
+        """
+        while not _ONE_MIGRATION.acquire(blocking=False):  # noqa: ASYNC110 - the other may be of another event loop
+            await asyncio.sleep(0.01)
+        try:
+            async with self.transaction() as connection:
+                if self.dialect == "postgresql":
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                await connection.run_sync(_upgrade, component)
+        finally:
+            _ONE_MIGRATION.release()
 
     async def close(self) -> None:
         """Close every connection."""
@@ -150,6 +167,16 @@ def _upgrade(connection: Connection, component: str) -> None:
     alembic.command.upgrade(config, "head")
 
 
+def _is_outage(error: DBAPIError) -> bool:
+    return str(getattr(error.orig, "sqlstate", None) or "")[:2] in OUTAGES
+
+
+def _words(error: BaseException) -> str:
+    """Return the first line of what the driver or the server said; statements and parameters are not in it."""
+    origin = getattr(error, "orig", None) or error
+    return str(origin.__cause__ or origin).partition("\n")[0] or type(error).__name__
+
+
 class _faults:  # noqa: N801 - reads as a statement
     """Maps the errors of drivers and pool to StoreUnavailable and Conflict."""
 
@@ -160,6 +187,6 @@ class _faults:  # noqa: N801 - reads as a statement
         if isinstance(error, IntegrityError):
             raise Conflict(str(error.orig)) from error
         if isinstance(error, OperationalError | InterfaceError | InternalError | PoolTimeoutError | OSError) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
+            isinstance(error, DBAPIError) and (error.connection_invalidated or _is_outage(error))
         ):
-            raise StoreUnavailable(f"the database cannot be used: {type(error).__name__}") from error
+            raise StoreUnavailable(f"the database cannot be used: {_words(error)}") from error
