@@ -36,6 +36,7 @@ NO_BOOT_POLICY = (
     "Measured boot policies are not judged by this version of the verifier: enrol the node without measured boot policy"
 )
 
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}|\[?[0-9A-Fa-f:.]{2,64}(%[A-Za-z0-9._-]{1,32})?\]?")
 
 
@@ -64,7 +65,7 @@ class Site:
 def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) -> NewNode:
     """Return the new node. Raises BadRequest with the first thing wrong."""
     _refuse_unjudged(request)
-    _refuse_long(request)
+    _refuse_unstorable(request)
     policy = _policy(request.tpm_policy)
     ak = parse_ak(request.ak_tpm)
     ip, port = _address(request)
@@ -125,10 +126,16 @@ def _empty_document(text: str | None) -> bool:
         return False
 
 
-def _refuse_long(request: EnrolmentRequest) -> None:
+def _refuse_unstorable(request: EnrolmentRequest) -> None:
     for name in ("tpm_policy", "ak_tpm", "metadata", "revocation_key", "mtls_cert", "verifier_ip", "supported_version"):
-        if len(getattr(request, name) or "") > MAX_TEXT:
+        text = getattr(request, name) or ""
+        if len(text) > MAX_TEXT:
             raise BadRequest(f"Exception error: {name} is longer than {MAX_TEXT} characters")
+        if "\0" in text:  # not every database can hold it
+            raise BadRequest(f"Exception error: {name} holds a NUL character")
+    for names in (request.accept_tpm_hash_algs, request.accept_tpm_encryption_algs, request.accept_tpm_signing_algs):
+        if not all(_WORD.fullmatch(name) for name in names):
+            raise BadRequest("Exception error: an algorithm's name is no word of at most 32 letters and digits")
 
 
 def _policy(text: str) -> PcrPolicy:
