@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from tests.fakes.nodes import make_record
 from tests.fakes.softtpm import SoftNode
 
 import limeguard
@@ -22,14 +23,13 @@ from limeguard.clients.agent import AgentAddress, AgentClient
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import parse_severity
 from limeguard.store.database import StoreUnavailable
-from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.store.nodes import NodeRecord
 from limeguard.verifier import engine as engine_module
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine, Limits
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.poller import Poller
-from limeguard.verifier.record import with_supervision
-from limeguard.verifier.supervision import Rules, Supervision
+from limeguard.verifier.supervision import Rules
 from limeguard.verifier.view import agent_status, condition_of, node_view
 from limeguard.verifier.writer import Writer
 from limeguard.web.client import Answer
@@ -116,10 +116,8 @@ class Bench:
         soft.transport  # noqa: B018 - made once for all
         self.wire = Wire(SoftNode(soft.ek, soft.ak, soft.transport, dict(soft.pcrs), soft.clock))
         policy = PcrPolicy({23: frozenset({bytes(32)})}, 1 << 23)
-        state = with_supervision(
-            NodeState(supported_version="2.6", phase="", integrity="", reachability=""), Supervision(has_v=True)
-        )
-        self.store = Store(NodeRecord(_enrolled(), state))
+        record = make_record("node-1", has_v=True)
+        self.store = Store(replace(record, enrolled=replace(record.enrolled, v=SHARE)))
         self.node = Node(self.store.row, soft.ak.area, policy, AgentAddress("127.0.0.1", 1, None))
         self.writer = Writer(self.store, lambda _node: None)
         self.engine = Engine(
@@ -158,28 +156,6 @@ class Bench:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)
         return going_on
-
-
-def _enrolled() -> Enrolled:
-    return Enrolled(
-        agent_id="node-1",
-        verifier_id="default",
-        verifier_ip="127.0.0.1",
-        verifier_port=8881,
-        ip="127.0.0.1",
-        port=9002,
-        v=SHARE,
-        tpm_policy="{}",
-        meta_data=None,
-        has_mb_policy=False,
-        has_runtime_policy=False,
-        accept_hash=("sha256",),
-        accept_enc=("ecc",),
-        accept_sign=("ecdsa",),
-        ak_tpm="",
-        certificate_sha256=None,
-        enrolled_at=0.0,
-    )
 
 
 async def test_without_a_fault_the_round_makes_trust() -> None:
