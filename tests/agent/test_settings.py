@@ -120,18 +120,18 @@ def test_paths_are_below_the_working_directory_and_logs_below_the_root(tmp_path:
         '[agent]\nserver_key = "k.pem"\nserver_cert = "/abs/c.crt"\nima_ml_path = "tmp/ima"\n'
         'trusted_client_ca = "a.crt, /b.crt"\n'
     )
-    settings = load_agent_settings(sources(tmp_path, text, KEYLIME_DIR="/work")).settings
-    assert settings.server_key_file == Path("/work/k.pem")
+    settings = load_agent_settings(sources(tmp_path, text, KEYLIME_DIR="/srv/keylime")).settings
+    assert settings.server_key_file == Path("/srv/keylime/k.pem")
     assert settings.server_cert_file == Path("/abs/c.crt")
-    assert settings.payload_key_file == Path("/work/payload-private.pem")
-    assert settings.agent_data_file == Path("/work/agent_data.json")
+    assert settings.payload_key_file == Path("/srv/keylime/payload-private.pem")
+    assert settings.agent_data_file == Path("/srv/keylime/agent_data.json")
     assert settings.ima_log_file == Path("/tmp/ima")
     assert settings.boot_log_file == Path("/sys/kernel/security/tpm0/binary_bios_measurements")
-    assert settings.trusted_client_ca_files == (Path("/work/a.crt"), Path("/b.crt"))
-    assert settings.revocation_cert_file == Path("/work/secure/unzipped/RevocationNotifier-cert.crt")
-    assert settings.registrar_ca_file == Path("/work/cv_ca/cacert.crt")
-    assert settings.iak_cert_file == Path("/work/iak-cert.crt")
-    assert settings.unzipped_dir == Path("/work/secure/unzipped")
+    assert settings.trusted_client_ca_files == (Path("/srv/keylime/a.crt"), Path("/b.crt"))
+    assert settings.revocation_cert_file == Path("/srv/keylime/secure/unzipped/RevocationNotifier-cert.crt")
+    assert settings.registrar_ca_file == Path("/srv/keylime/cv_ca/cacert.crt")
+    assert settings.iak_cert_file == Path("/srv/keylime/iak-cert.crt")
+    assert settings.unzipped_dir == Path("/srv/keylime/secure/unzipped")
 
 
 def test_payloads_without_tls_need_a_clear_word(tmp_path: Path) -> None:

@@ -1,82 +1,41 @@
 """What each route of the registrar takes and gives, for its OpenAPI description."""
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import registrar_v2 as wire
-
-
-class VersionAnswer(msgspec.Struct, frozen=True):
-    """The versions that the registrar knows."""
-
-    code: int
-    status: str
-    results: wire.VersionResults
-
-
-class ChallengeAnswer(msgspec.Struct, frozen=True):
-    """The challenge that the node's TPM must open."""
-
-    code: int
-    status: str
-    results: wire.ChallengeResults
-
-
-class IdsAnswer(msgspec.Struct, frozen=True):
-    """Every registered id."""
-
-    code: int
-    status: str
-    results: wire.IdsResults
-
-
-class RecordAnswer(msgspec.Struct, frozen=True):
-    """One registration."""
-
-    code: int
-    status: str
-    results: wire.RecordResults
-
-
-class PlainAnswer(msgspec.Struct, frozen=True):
-    """An answer without payload; `status` says what happened."""
-
-    code: int
-    status: str
-    results: dict[str, Any]
-
+from limeguard.wire.envelope import Envelope, Nothing
 
 Answers = dict[int, tuple[str, Body]]
 
-_OUTAGE: Final[Answers] = {503: ("The database cannot be used now", PlainAnswer)}
-_INVALID: Final[Answers] = {400: ("The request is not valid", PlainAnswer), **_OUTAGE}
+_OUTAGE: Final[Answers] = {503: ("The database cannot be used now", Envelope[Nothing])}
+_INVALID: Final[Answers] = {400: ("The request is not valid", Envelope[Nothing]), **_OUTAGE}
 _NOT_ADMIN: Final[Answers] = {403: ("The caller has no client certificate", None), **_OUTAGE}
-_NO_NODE: Final[Answers] = {404: ("There is no such registration", PlainAnswer), **_INVALID}
+_NO_NODE: Final[Answers] = {404: ("There is no such registration", Envelope[Nothing]), **_INVALID}
 
 _REGISTER: Final = Operation(
     "Register a node and get a challenge",
     {
-        200: ("The challenge", ChallengeAnswer),
-        403: ("The id belongs to another TPM", PlainAnswer),
+        200: ("The challenge", Envelope[wire.ChallengeResults]),
+        403: ("The id belongs to another TPM", Envelope[Nothing]),
         **_INVALID,
     },
     request=wire.RegistrationBody,
 )
 _ACTIVATE: Final = Operation(
-    "Answer the challenge", {200: ("The node is active", PlainAnswer), **_NO_NODE}, request=wire.ActivationBody
+    "Answer the challenge", {200: ("The node is active", Envelope[Nothing]), **_NO_NODE}, request=wire.ActivationBody
 )
-_LIST: Final = Operation("List all ids, activated or not", {200: ("The ids", IdsAnswer), **_NOT_ADMIN})
+_LIST: Final = Operation("List all ids, activated or not", {200: ("The ids", Envelope[wire.IdsResults]), **_NOT_ADMIN})
 _READ: Final = Operation(
-    "Read the registration of an active node", {200: ("The registration", RecordAnswer), **_NO_NODE, **_NOT_ADMIN}
+    "Read the registration of an active node",
+    {200: ("The registration", Envelope[wire.RecordResults]), **_NO_NODE, **_NOT_ADMIN},
 )
-_DELETE: Final = Operation("Remove a registration", {200: ("It is gone", PlainAnswer), **_NO_NODE, **_NOT_ADMIN})
+_DELETE: Final = Operation("Remove a registration", {200: ("It is gone", Envelope[Nothing]), **_NO_NODE, **_NOT_ADMIN})
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
-    ("GET", wire.VERSION): Operation("Read the API versions", {200: ("The versions", VersionAnswer)}),
-    ("GET", wire.ROOT_V3): Operation("Find out whether version 3 is there", {200: ("It is", PlainAnswer)}),
+    ("GET", wire.VERSION): Operation("Read the API versions", {200: ("The versions", Envelope[wire.VersionResults])}),
+    ("GET", wire.ROOT_V3): Operation("Find out whether version 3 is there", {200: ("It is", Envelope[Nothing])}),
     ("POST", wire.NODES): _REGISTER,
     ("POST", wire.NODE): _REGISTER,
     ("POST", wire.NODES_V3): _REGISTER,

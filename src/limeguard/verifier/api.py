@@ -7,11 +7,15 @@ import msgspec
 
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
-from limeguard.wire.verifier_v2 import AgentIds, AgentStatus, BootPolicyNames, EnrolmentRequest, RuntimePolicyNames
-
-
-class Nothing(msgspec.Struct, frozen=True):
-    """An empty object."""
+from limeguard.wire.envelope import Envelope, Nothing
+from limeguard.wire.verifier_v2 import (
+    AgentIds,
+    AgentStatus,
+    BootPolicyNames,
+    EnrolmentRequest,
+    IdentityResult,
+    RuntimePolicyNames,
+)
 
 
 class Versions(msgspec.Struct, frozen=True):
@@ -19,38 +23,6 @@ class Versions(msgspec.Struct, frozen=True):
 
     current_version: str
     supported_versions: tuple[str, ...]
-
-
-class EmptyAnswer(msgspec.Struct, frozen=True):
-    """An envelope without payload: success, or an error whose text stands in `status`."""
-
-    code: int
-    status: str
-    results: Nothing
-
-
-class VersionsAnswer(msgspec.Struct, frozen=True):
-    """The advertised versions in the envelope."""
-
-    code: int
-    status: str
-    results: Versions
-
-
-class StatusAnswer(msgspec.Struct, frozen=True):
-    """A node's status in the envelope."""
-
-    code: int
-    status: str
-    results: AgentStatus
-
-
-class IdsAnswer(msgspec.Struct, frozen=True):
-    """The ids of nodes in the envelope."""
-
-    code: int
-    status: str
-    results: AgentIds
 
 
 class BulkAnswer(msgspec.Struct, frozen=True):
@@ -61,65 +33,45 @@ class BulkAnswer(msgspec.Struct, frozen=True):
     results: dict[str, AgentStatus]
 
 
-class IdentityAnswer(msgspec.Struct, frozen=True):
-    """The outcome of an identity check in the envelope."""
-
-    code: int
-    status: str
-    results: verifier_v2.IdentityResult
-
-
-class RuntimePolicyNamesAnswer(msgspec.Struct, frozen=True):
-    """Names of runtime policies in the envelope."""
-
-    code: int
-    status: str
-    results: RuntimePolicyNames
-
-
-class BootPolicyNamesAnswer(msgspec.Struct, frozen=True):
-    """Names of measured boot policies in the envelope."""
-
-    code: int
-    status: str
-    results: BootPolicyNames
-
-
 _Responses = Mapping[int, tuple[str, Body]]
 
-_DONE: Final[_Responses] = {200: ("Done.", EmptyAnswer)}
-_REFUSED: Final[_Responses] = {400: ("The request cannot be taken; the status text says why.", EmptyAnswer)}
-_UNKNOWN: Final[_Responses] = {404: ("No such node.", EmptyAnswer)}
+_DONE: Final[_Responses] = {200: ("Done.", Envelope[Nothing])}
+_REFUSED: Final[_Responses] = {400: ("The request cannot be taken; the status text says why.", Envelope[Nothing])}
+_UNKNOWN: Final[_Responses] = {404: ("No such node.", Envelope[Nothing])}
 _FORBIDDEN: Final[_Responses] = {403: ("The caller may not do this.", None)}
-_BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", EmptyAnswer)}
+_BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", Envelope[Nothing])}
 _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
-_UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", EmptyAnswer), **_FORBIDDEN}
-_NO_POLICY: Final[_Responses] = {404: ("No such policy.", EmptyAnswer), **_FORBIDDEN}
+_UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", Envelope[Nothing]), **_FORBIDDEN}
+_NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", "/"): Operation("Points to the newest version.", {307: ("See the Location header.", None)}),
     ("GET", verifier_v2.ROOT): Operation("Says that version 2 is served.", _DONE),
     ("GET", "/v3"): Operation("Says that version 3 is known.", _DONE),
-    ("GET", "/version"): Operation("Lists the API versions.", {200: ("The versions.", VersionsAnswer)}),
-    ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", VersionsAnswer)}),
+    ("GET", "/version"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
+    ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
     ("GET", verifier_v2.NODES): Operation(
         "Lists nodes.",
-        {200: ("Ids, or statuses by id.", (IdsAnswer, BulkAnswer)), **_FORBIDDEN, **_BROKEN},
+        {
+            200: ("Ids, or statuses by id.", (Envelope[AgentIds], BulkAnswer)),
+            **_FORBIDDEN,
+            **_BROKEN,
+        },
         query={"verifier": "Only nodes of this verifier id.", "bulk": "Any value: full statuses instead of ids."},
     ),
     ("GET", verifier_v2.NODE): Operation(
-        "Returns a node's status.", {200: ("The status.", StatusAnswer), **_UNKNOWN, **_USUAL}
+        "Returns a node's status.", {200: ("The status.", Envelope[AgentStatus]), **_UNKNOWN, **_USUAL}
     ),
     ("POST", verifier_v2.NODE): Operation(
         "Enrols a node and begins to supervise it.",
-        {**_DONE, **_USUAL, 409: ("The node is enrolled already.", EmptyAnswer)},
+        {**_DONE, **_USUAL, 409: ("The node is enrolled already.", Envelope[Nothing])},
         request=EnrolmentRequest,
     ),
     ("DELETE", verifier_v2.NODE): Operation(
         "Deletes a node.",
         {
             **_DONE,
-            202: ("It will be gone when the running request to it has ended.", EmptyAnswer),
+            202: ("It will be gone when the running request to it has ended.", Envelope[Nothing]),
             **_UNKNOWN,
             **_USUAL,
         },
@@ -128,7 +80,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("PUT", verifier_v2.STOP): Operation("Leaves a node alone until it is reactivated.", {**_DONE, **_USUAL}),
     ("GET", verifier_v2.VERIFY_IDENTITY): Operation(
         "Checks that a node's attestation key signed a quote.",
-        {200: ("The outcome.", IdentityAnswer), **_REFUSED, **_UNKNOWN},
+        {200: ("The outcome.", Envelope[IdentityResult]), **_REFUSED, **_UNKNOWN},
         query={
             "agent_uuid": "Id of an enrolled node.",
             "quote": "The quote.",
@@ -145,14 +97,14 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("GET", DESCRIPTION): Operation("Returns this description.", {200: ("OpenAPI 3.1.", None), **_FORBIDDEN}),
     ("GET", verifier_v2.RUNTIME_POLICIES): Operation(
-        "Lists runtime policies.", {200: ("Their names.", RuntimePolicyNamesAnswer), **_FORBIDDEN}
+        "Lists runtime policies.", {200: ("Their names.", Envelope[RuntimePolicyNames]), **_FORBIDDEN}
     ),
     ("GET", verifier_v2.RUNTIME_POLICY): Operation("Returns a runtime policy.", _NO_POLICY),
     ("POST", verifier_v2.RUNTIME_POLICY): Operation("Stores a runtime policy.", _UNJUDGED),
     ("PUT", verifier_v2.RUNTIME_POLICY): Operation("Replaces a runtime policy.", _UNJUDGED),
     ("DELETE", verifier_v2.RUNTIME_POLICY): Operation("Deletes a runtime policy.", _NO_POLICY),
     ("GET", verifier_v2.BOOT_POLICIES): Operation(
-        "Lists measured boot policies.", {200: ("Their names.", BootPolicyNamesAnswer), **_FORBIDDEN}
+        "Lists measured boot policies.", {200: ("Their names.", Envelope[BootPolicyNames]), **_FORBIDDEN}
     ),
     ("GET", verifier_v2.BOOT_POLICY): Operation("Returns a measured boot policy.", _NO_POLICY),
     ("POST", verifier_v2.BOOT_POLICY): Operation("Stores a measured boot policy.", _UNJUDGED),

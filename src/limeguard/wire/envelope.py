@@ -1,8 +1,10 @@
 """The envelope of version 2 messages: `{"code": 200, "status": "Success", "results": {}}`; `code` as in HTTP."""
 
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 SUCCESS: Final = "Success"
 
@@ -16,12 +18,16 @@ class BadRequest(ValueError):  # noqa: N818 - named as HTTP names it
         self.code = code
 
 
-class Envelope(msgspec.Struct, frozen=True):
-    """Every answer of the version 2 interfaces."""
+class Envelope(msgspec.Struct, Generic[T], frozen=True):
+    """Every answer of the version 2 interfaces, over the type of its payload."""
 
     code: int
     status: str
-    results: Any = msgspec.field(default_factory=dict)
+    results: T
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """The empty payload of a success that says no more, or of an error whose text stands in `status`."""
 
 
 _ENCODER = msgspec.json.Encoder()
