@@ -1,5 +1,7 @@
 """How checks combine to trust, and what readers see at which moment."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,3 +128,9 @@ def test_only_one_combination_is_green(
         assert (integrity, reachability, paused) == ("trusted", "reachable", False)
         assert expires is not None
         assert now < expires
+
+
+def test_the_documentation_names_every_check_and_condition() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain" / "verdicts.md").read_text()
+    for name in (*Check, *Condition):
+        assert f"`{name.value}`" in page

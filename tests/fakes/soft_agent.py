@@ -1,5 +1,10 @@
-"""An agent in this process: a software TPM behind the real HTTP interface and real TLS, and hooks to make it lie."""
+"""An agent in this process: a software TPM behind the real HTTP interface and real TLS, and hooks to make it lie.
 
+It is as strict about requests as deployed agents are: what they would refuse is a complaint, and a complaint fails the
+test that used the agent.
+"""
+
+import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -38,6 +43,7 @@ class SoftAgent:
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.shares: list[bytes] = []
+        self.complaints: list[str] = []
         self.alter: Alter = unaltered
         self.intercept: Intercept = no_intercept
         self.port = 0
@@ -69,6 +75,7 @@ class SoftAgent:
         assert isinstance(request, web.BaseRequest)
         self.requests.append((request.method, request.raw_path))
         self.headers.append(dict(request.headers))
+        self.complaints += complaints(request)
         taken = await self.intercept(request)  # type: ignore[arg-type]  # a BaseRequest is all that hooks use
         return taken if taken is not None else await self._route(request)
 
@@ -90,12 +97,30 @@ class SoftAgent:
 
     def _quote(self, request: web.BaseRequest, version: str) -> web.StreamResponse:
         query = request.query
-        assert len(query["nonce"]) == 20
-        assert query["nonce"].isalnum()
         results = self.node.integrity_answer(
             query["nonce"], query["mask"], partial=query["partial"] == "1", version=version
         )
         return reply(200, envelope(200, "Success", self.alter(request, results)))  # type: ignore[arg-type]
+
+
+QUOTE = re.compile(
+    r"/v2\.[1-6]/quotes/integrity\?nonce=[A-Za-z0-9]{1,64}&mask=0x[0-9a-f]{1,8}&partial=[01]&ima_ml_entry=(0|[1-9][0-9]*)"
+)
+SHARE = re.compile(r"/v2\.[1-6]/keys/vkey")
+
+
+def complaints(request: web.BaseRequest) -> list[str]:
+    """Return what a deployed agent would not take of a request of the verifier."""
+    found = []
+    wanted = {"GET": QUOTE, "POST": SHARE}.get(request.method)
+    if request.raw_path != "/version" and (wanted is None or not wanted.fullmatch(request.raw_path)):
+        found.append(f"{request.method} {request.raw_path}")
+    if request.headers.get("Content-Type") != "application/json":
+        found.append(f"content type {request.headers.get('Content-Type')}")
+    found += [f"header {name}" for name in ("Authorization", "Cookie", "Expect", "Upgrade") if name in request.headers]
+    if request.method == "GET" and request.can_read_body:
+        found.append("a GET with a body")
+    return found
 
 
 def reply(status: int, body: bytes) -> web.Response:
@@ -141,6 +166,7 @@ async def soft_agent(
         yield agent
     finally:
         await agent.stop()
+    assert agent.complaints == []
 
 
 def altered_part(quote: str, part: int, position: int) -> str:
