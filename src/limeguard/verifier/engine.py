@@ -207,6 +207,9 @@ class Engine:
     def _job_done(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
         self._wake.set()
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("A job ended with a fault: %s", clean(f"{type(fault).__name__}: {fault}"))
+            self.fleet.counters.faults += 1
 
     async def _until_next(self) -> None:
         due = self.fleet.next_due() if len(self._jobs) < self._limits.jobs and not self._stopping else None
