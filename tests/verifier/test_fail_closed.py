@@ -37,6 +37,8 @@ from limeguard.web.client import Answer
 from limeguard.wire.envelope import envelope
 
 ROOT = str(Path(limeguard.__file__).parent)
+PATIENCE = 10.0
+TURNS = 12
 SHARE = "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVphYmNkZWY="
 RULES = Rules(
     quote_interval=0.01,
@@ -148,9 +150,10 @@ class Bench:
         await asyncio.sleep(0)
         sys.settrace(injection)
         try:
-            end = time.monotonic() + 0.04
-            while time.monotonic() < end and self.wire.delivered == 0:
+            turns, end = 0, time.monotonic() + PATIENCE
+            while self.wire.delivered == 0 and turns < TURNS and time.monotonic() < end:
                 await asyncio.sleep(0.002)
+                turns += bool(injection.place)  # after the fault it gets a few turns more, to settle
         finally:
             sys.settrace(None)
         going_on = not any(task.done() for task in tasks)
