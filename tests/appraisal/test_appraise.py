@@ -15,6 +15,7 @@ from limeguard.appraisal.appraise import Evidence, Expected, appraise, required_
 from limeguard.appraisal.clock import Since
 from limeguard.appraisal.findings import FindingKind
 from limeguard.appraisal.history import NO_HISTORY, History
+from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.appraisal.verdict import IDENTITY_CHECKS, Appraisal, Check, Outcome
 from limeguard.crypto.hashes import SHA256
 from limeguard.crypto.keys import spki_pem
@@ -137,7 +138,6 @@ def test_a_quote_of_pcrs_that_nobody_judges_is_identity_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"runtime_policy": object()}, Check.IMA_LOG),
         ({"boot_policy": object()}, Check.BOOT_LOG),
         ({"required_selection": frozenset({10, 15, 16, 22})}, Check.IMA_LOG),
     ],
@@ -355,12 +355,12 @@ def test_the_clock_may_fall_back_when_the_tpm_was_reset() -> None:
     subject = case()
     subject.node.clock = ClockInfo(3, 9, 0, safe=False)
     subject.evidence = answer(subject.node, subject.expected.pcrs)
-    subject.history = History(clock=ClockInfo(10**9, 8, 5, safe=True), ima_next_entry=77)
+    subject.history = History(clock=ClockInfo(10**9, 8, 5, safe=True), ima=ImaHistory(77, bytes(32)))
     appraisal = subject.judge()
     assert appraisal.trusted
     assert appraisal.since is Since.REBOOTED
     assert appraisal.history.clock == subject.node.clock
-    assert appraisal.history.ima_next_entry == 0
+    assert appraisal.history.ima == NO_IMA
 
 
 def test_the_same_answer_twice_is_not_trusted_twice() -> None:
@@ -382,7 +382,7 @@ def test_a_proven_clock_is_kept_with_bad_pcrs_and_the_key_is_not() -> None:
 def test_nothing_is_kept_of_a_quote_that_proves_nothing() -> None:
     # trust: bound-identity
     subject = case()
-    subject.history = History(clock=ClockInfo(1, 1, 0, safe=True), public_key="known", ima_next_entry=4)
+    subject.history = History(clock=ClockInfo(1, 1, 0, safe=True), public_key="known", ima=ImaHistory(4, bytes(32)))
     other_ak(subject)
     assert subject.judge().history == subject.history
 
@@ -448,10 +448,10 @@ def test_all_unaccepted_algorithms_are_found_together() -> None:
 
 
 def test_an_unreadable_answer_is_a_finding() -> None:
-    appraisal = unreadable(case().expected, History(ima_next_entry=3), "no member quote")
+    appraisal = unreadable(case().expected, History(ima=ImaHistory(3, bytes(32))), "no member quote")
     assert appraisal.outcome is Outcome.DISTRUSTED
     assert appraisal.findings[0].event_id == "qoute_validation.invalid_data"
-    assert appraisal.history == History(ima_next_entry=3)
+    assert appraisal.history == History(ima=ImaHistory(3, bytes(32)))
 
 
 def test_our_own_fault_is_neither_trust_nor_distrust(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,14 @@ FAULTS: list[Callable[[], BaseException]] = [
 ]
 
 
+class NoPolicies:
+    """A shelf without policies: what is judged here needs none."""
+
+    def current(self, _name: str) -> None:
+        """Return no policy."""
+        return
+
+
 class Wire:
     """Stands where HTTP is, with an honest agent behind it. `asked` counts the questions for quotes."""
 
@@ -125,7 +133,11 @@ class Bench:
         self.writer = Writer(self.store, lambda _node: None)
         self.engine = Engine(
             Fleet(late_after=1.0, jitter=lambda: 0.0),
-            Poller(AgentClient(self.wire), answer_within=5.0),  # type: ignore[arg-type]
+            Poller(
+                AgentClient(self.wire),  # type: ignore[arg-type]
+                answer_within=5.0,
+                policies=NoPolicies(),
+            ),
             self.writer,
             self.store,
             RULES,

@@ -98,7 +98,6 @@ def test_the_defaults_are_safe() -> None:
     ("line", "reason"),
     [
         ("mode = push", "the push model is not there"),
-        ("require_allow_list_signatures = True", "signatures of policies are not checked"),
         ("durable_attestation_import = keylime.da.examples.file", "records for durable attestation"),
         ("authorization_provider = opa", "write one of simple"),
         ("database_url =", "write sqlite or a URL"),

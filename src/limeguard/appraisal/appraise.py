@@ -34,7 +34,9 @@ from limeguard.appraisal.findings import (
     FindingKind,
 )
 from limeguard.appraisal.history import History
+from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.pcrs import check_allowed, check_requested, check_transport_key
+from limeguard.appraisal.runtime import Measured, RuntimeExpected, appraise_runtime
 from limeguard.appraisal.verdict import IDENTITY_CHECKS, Appraisal, Check, Checks
 from limeguard.crypto.keys import UnsupportedKeyError, load_public_key
 from limeguard.evidence.reader import MalformedEvidence
@@ -74,8 +76,9 @@ class Expected:
 
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
     hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
-    pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime_policy` and
-    `boot_policy` have their place here but are not judged yet: where one is given, the node is not trusted.
+    pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime` judges the IMA
+    log, None where none is judged. `boot_policy` has its place here but is not judged yet: where one is given, the node
+    is not trusted.
     """
 
     ak: PublicArea
@@ -87,7 +90,7 @@ class Expected:
     required_selection: frozenset[int]
     identity_only_allowed: bool
     nonce_expires: float = inf
-    runtime_policy: object | None = None
+    runtime: RuntimeExpected | None = None
     boot_policy: object | None = None
 
 
@@ -114,7 +117,7 @@ def required_checks(expected: Expected) -> Checks:
     identity_only = not expected.pcrs.allowed and expected.identity_only_allowed
     required = IDENTITY_CHECKS if identity_only else _WITH_POLICY
     # A quote that covers the IMA log's PCR asks for the log to be judged.
-    if expected.runtime_policy is not None or IMA_PCR in expected.required_selection:
+    if expected.runtime is not None or IMA_PCR in expected.required_selection:
         required |= {Check.IMA_LOG}
     if expected.boot_policy is not None:
         required |= {Check.BOOT_LOG}
@@ -125,7 +128,7 @@ def appraise(evidence: Evidence, expected: Expected, history: History, now: floa
     """Judge one answer; `now` is seconds since 1970.
 
     In this order, and no further than the first step with findings: what the agent announces, the quote (signature,
-    nonce, PCR digest), the TPM's clock, PCR values. Any exception is our own fault.
+    nonce, PCR digest), the TPM's clock, PCR values and the IMA log together. Any exception is our own fault.
     """
     required = required_checks(expected)
     announced = tuple(_check_announced(evidence, expected, history))
@@ -155,17 +158,26 @@ def _judge_values(
     """Judge what the TPM vouched for. The proven clock is kept in any case, the rest only with trust."""
     public_key = evidence.public_key or history.public_key or ""
     required = required_checks(expected)
-    findings = tuple(_check_values(quoted, expected, public_key))
+    findings = list(_check_values(quoted, expected, public_key))
     ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
+    same_boot = since is not Since.REBOOTED and evidence.boottime == history.boottime
+    ima = history.ima if same_boot else NO_IMA
+    if expected.runtime is not None and Check.IMA_LOG in required:
+        measured = Measured(evidence.ima_log, evidence.ima_entry)
+        verdict = appraise_runtime(measured, quoted, expected.runtime, history.ima, same_boot=same_boot)
+        if verdict is not None:
+            ran |= {Check.IMA_LOG}
+            findings += verdict.findings
+            ima = verdict.history
     trusted = not findings and required <= ran
     next_history = History(
         clock=quoted.clock,
         public_key=public_key if trusted else history.public_key,
-        ima_next_entry=0 if since is Since.REBOOTED else history.ima_next_entry,
+        ima=NO_IMA if findings else ima,
         boottime=evidence.boottime if trusted else history.boottime,
     )
     new_key = trusted and public_key != history.public_key
-    return Appraisal(required, ran, findings, next_history, quoted, since, new_key)
+    return Appraisal(required, ran, tuple(findings), next_history, quoted, since, new_key)
 
 
 def _check_values(quoted: QuotedPcrs, expected: Expected, public_key: str) -> Iterator[Finding]:

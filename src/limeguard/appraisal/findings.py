@@ -302,6 +302,16 @@ IMA_REPLAY: Final = _mild(
     "ima.pcr_mismatch",
     "The IMA log does not lead to the quoted PCR 10: the log was changed, or something extended the PCR behind it.",
 )
+IMA_ABSENT: Final = _mild(
+    "ima.absent",
+    "pcr_validation.unused_pcr_{pcr}",
+    "There is no IMA log to judge: give the kernel an IMA policy (ima_policy=tcb) and let the agent read the log.",
+)
+IMA_MORE: Final = _mild(
+    "ima.more",
+    "ima.validation.ima-ng.not_in_allowlist",
+    "More findings than are kept: the runtime policy is not for this machine, or the machine is not what it was.",
+)
 IMA_PROGRESS: Final = _mild(
     "ima.progress", "ima.quote_progress", "The IMA log does not keep up with PCR 10: check the agent."
 )

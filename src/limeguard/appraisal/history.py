@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.evidence.tpm.structures import ClockInfo
 
 
@@ -9,14 +10,13 @@ from limeguard.evidence.tpm.structures import ClockInfo
 class History:
     """What earlier rounds proved. None: nothing yet.
 
-    `public_key` is the agent's transport key as PEM text, exactly as it was sent and bound. `ima_next_entry` is the
-    number of the first entry of the IMA log that was not judged yet, `boottime` the start of the machine in seconds
-    since 1970, 0 when the agent did not say.
+    `public_key` is the agent's transport key as PEM text, exactly as it was sent and bound. `ima` is what was proven of
+    the IMA log, `boottime` the start of the machine in seconds since 1970, 0 when the agent did not say.
     """
 
     clock: ClockInfo | None = None
     public_key: str | None = None
-    ima_next_entry: int = 0
+    ima: ImaHistory = NO_IMA
     boottime: int = 0
 
 

@@ -35,6 +35,11 @@ class HashAlgorithm:
         return _constructor(self)(data).digest()
 
     @property
+    def constructor(self) -> "Callable[..., _Hash]":
+        """The function that makes hash objects, for loops that hash a great deal. Raises UnsupportedAlgorithmError."""
+        return _constructor(self)
+
+    @property
     def pyca(self) -> pyca.HashAlgorithm:
         """The same algorithm for pyca/cryptography. Raises UnsupportedAlgorithmError."""
         try:

@@ -14,8 +14,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Database
+from limeguard.store.ima_history import history_text, parse_history
 from limeguard.store.schema_verifier import PARTITIONS, nodes
 from limeguard.telemetry import clean, get_logger
 
@@ -60,6 +62,8 @@ class Enrolled:
     meta_data: str | None
     has_mb_policy: bool
     has_runtime_policy: bool
+    runtime_policy_name: str | None = None
+    ima_keys: str | None = field(default=None, repr=False)
     accept_hash: tuple[str, ...]
     accept_enc: tuple[str, ...]
     accept_sign: tuple[str, ...]
@@ -85,7 +89,7 @@ class NodeState:
     clock: ClockInfo | None = None
     public_key: str | None = None
     boottime: int = 0
-    ima_next_entry: int = 0
+    ima: ImaHistory = NO_IMA
     hash_alg: str = ""
     enc_alg: str = ""
     sign_alg: str = ""
@@ -218,6 +222,7 @@ _STATE_COLUMNS = (
     "public_key",
     "boottime",
     "ima_next_entry",
+    "ima_history",
     "hash_alg",
     "enc_alg",
     "sign_alg",
@@ -268,6 +273,8 @@ def _enrolled_row(enrolled: Enrolled) -> dict[str, Any]:
         "meta_data": enrolled.meta_data,
         "has_mb_policy": enrolled.has_mb_policy,
         "has_runtime_policy": enrolled.has_runtime_policy,
+        "runtime_policy_name": enrolled.runtime_policy_name,
+        "ima_keys": enrolled.ima_keys,
         "accept_tpm_hash_algs": _json(enrolled.accept_hash),
         "accept_tpm_encryption_algs": _json(enrolled.accept_enc),
         "accept_tpm_signing_algs": _json(enrolled.accept_sign),
@@ -296,7 +303,8 @@ def _state_row(state: NodeState) -> dict[str, Any]:
         else _json([clock.clock, clock.reset_count, clock.restart_count, clock.safe]),
         "public_key": state.public_key,
         "boottime": state.boottime,
-        "ima_next_entry": state.ima_next_entry,
+        "ima_next_entry": state.ima.next_entry,
+        "ima_history": history_text(state.ima),
         "hash_alg": state.hash_alg,
         "enc_alg": state.enc_alg,
         "sign_alg": state.sign_alg,
@@ -340,6 +348,8 @@ def _record(row: Mapping[Any, Any]) -> NodeRecord:
         meta_data=row["meta_data"],
         has_mb_policy=row["has_mb_policy"],
         has_runtime_policy=row["has_runtime_policy"],
+        runtime_policy_name=row["runtime_policy_name"],
+        ima_keys=row["ima_keys"],
         accept_hash=_strings(row["accept_tpm_hash_algs"]),
         accept_enc=_strings(row["accept_tpm_encryption_algs"]),
         accept_sign=_strings(row["accept_tpm_signing_algs"]),
@@ -366,7 +376,7 @@ def _state(row: Mapping[Any, Any]) -> NodeState:
         clock=None if clock is None else ClockInfo(*clock),
         public_key=row["public_key"],
         boottime=row["boottime"],
-        ima_next_entry=row["ima_next_entry"],
+        ima=parse_history(row["ima_next_entry"], row["ima_history"]),
         hash_alg=row["hash_alg"],
         enc_alg=row["enc_alg"],
         sign_alg=row["sign_alg"],

@@ -1,6 +1,7 @@
 """The verifier's tables. One mapping: `store.nodes` is the only reader and writer of these columns."""
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
 
 metadata = sa.MetaData()
 
@@ -24,6 +25,8 @@ nodes = sa.Table(
     sa.Column("revocation_key", sa.Text, nullable=False),
     sa.Column("has_mb_policy", sa.Boolean, nullable=False),
     sa.Column("has_runtime_policy", sa.Boolean, nullable=False),
+    sa.Column("runtime_policy_name", sa.String(255), index=True),
+    sa.Column("ima_keys", sa.Text),
     sa.Column("accept_tpm_hash_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_encryption_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_signing_algs", sa.Text, nullable=False),
@@ -49,6 +52,7 @@ nodes = sa.Table(
     sa.Column("public_key", sa.Text),
     sa.Column("boottime", sa.BigInteger, nullable=False),
     sa.Column("ima_next_entry", sa.BigInteger, nullable=False),
+    sa.Column("ima_history", sa.Text),
     sa.Column("hash_alg", sa.String(20), nullable=False),
     sa.Column("enc_alg", sa.String(20), nullable=False),
     sa.Column("sign_alg", sa.String(20), nullable=False),
@@ -57,5 +61,17 @@ nodes = sa.Table(
     sa.Column("findings", sa.Text, nullable=False),
     sa.Column("required_checks", sa.Text, nullable=False),
     sa.Column("ran_checks", sa.Text, nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+
+runtime_policies = sa.Table(
+    "limeguard_runtime_policies",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    # The text as it was uploaded, envelope included; MySQL has four kinds of text.
+    sa.Column("text", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+    sa.Column("checksum", sa.String(64), nullable=False),
+    sa.Column("generator", sa.Integer, nullable=False),
+    sa.Column("tpm_policy", sa.Text),
     sa.Column("updated_at", sa.Double, nullable=False),
 )

@@ -14,7 +14,9 @@ from limeguard.wire.verifier_v2 import (
     BootPolicyNames,
     EnrolmentRequest,
     IdentityResult,
+    RuntimePolicyAnswer,
     RuntimePolicyNames,
+    RuntimePolicyUpload,
 )
 
 
@@ -43,6 +45,12 @@ _BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", Envelope
 _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
 _UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", Envelope[Nothing]), **_FORBIDDEN}
 _NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
+
+_STORED: Final[_Responses] = {
+    201: ("Stored.", Envelope[Nothing]),
+    **_USUAL,
+    401: ("Its signature is missing or bad.", Envelope[Nothing]),
+}
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", "/"): Operation("Points to the newest version.", {307: ("See the Location header.", None)}),
@@ -99,10 +107,24 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", verifier_v2.RUNTIME_POLICIES): Operation(
         "Lists runtime policies.", {200: ("Their names.", Envelope[RuntimePolicyNames]), **_FORBIDDEN}
     ),
-    ("GET", verifier_v2.RUNTIME_POLICY): Operation("Returns a runtime policy.", _NO_POLICY),
-    ("POST", verifier_v2.RUNTIME_POLICY): Operation("Stores a runtime policy.", _UNJUDGED),
-    ("PUT", verifier_v2.RUNTIME_POLICY): Operation("Replaces a runtime policy.", _UNJUDGED),
-    ("DELETE", verifier_v2.RUNTIME_POLICY): Operation("Deletes a runtime policy.", _NO_POLICY),
+    ("GET", verifier_v2.RUNTIME_POLICY): Operation(
+        "Returns a runtime policy.",
+        {200: ("The policy as it was uploaded.", Envelope[RuntimePolicyAnswer]), **_NO_POLICY},
+    ),
+    ("POST", verifier_v2.RUNTIME_POLICY): Operation(
+        "Stores a runtime policy.",
+        {**_STORED, 409: ("There is one of that name.", Envelope[Nothing])},
+        request=RuntimePolicyUpload,
+    ),
+    ("PUT", verifier_v2.RUNTIME_POLICY): Operation(
+        "Replaces a runtime policy; nodes that use it are judged by it from their next answer on.",
+        {**_STORED, **_NO_POLICY},
+        request=RuntimePolicyUpload,
+    ),
+    ("DELETE", verifier_v2.RUNTIME_POLICY): Operation(
+        "Deletes a runtime policy.",
+        {204: ("Done.", None), **_NO_POLICY, 409: ("A node uses it.", Envelope[Nothing])},
+    ),
     ("GET", verifier_v2.BOOT_POLICIES): Operation(
         "Lists measured boot policies.", {200: ("Their names.", Envelope[BootPolicyNames]), **_FORBIDDEN}
     ),

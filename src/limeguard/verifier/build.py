@@ -4,16 +4,20 @@ import asyncio
 import contextlib
 import signal
 import ssl
+from pathlib import Path
 from typing import Final
 
 from limeguard.clients.agent import AgentClient
+from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
 from limeguard.store.database import Database
 from limeguard.store.nodes import COMPONENT, Nodes
+from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
+from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.routes import RULES, make_routes, refuse
 from limeguard.verifier.service import VerifierService
@@ -51,6 +55,12 @@ def make_rules(settings: VerifierSettings) -> Rules:
     )
 
 
+def make_signers(settings: VerifierSettings) -> Signers:
+    """Return whose signatures of policies count. Raises PolicyError for a file that holds no such key."""
+    pinned = tuple(load_signer(Path(path).read_bytes()) for path in settings.policy_signing_keys)
+    return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
+
+
 def make_app(service: VerifierService, max_body: int) -> App:
     """Return the app over a service."""
     return App(make_routes(service), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse)
@@ -84,15 +94,21 @@ class Verifier:
         if settings.auto_migrate_db:
             await self._database.migrate(COMPONENT)
         self._http = HttpClient(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
+        shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         self.writer = Writer(self._rows, self._changed_elsewhere)
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            Poller(AgentClient(self._http), answer_within=settings.request_timeout + LATE_SECONDS),
+            Poller(
+                AgentClient(self._http),
+                answer_within=settings.request_timeout + LATE_SECONDS,
+                policies=shelf,
+                violations_found=not settings.ignore_tomtou_errors,
+            ),
             self.writer,
             self._rows,
             make_rules(settings),
-            # One job asks twice at most: for a quote, and for the versions when that one is refused.
-            Limits(MAX_JOBS, 2 * settings.request_timeout + LATE_SECONDS),
+            # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
+            Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
         )
         site = Site(
             verifier_id=settings.uuid,
@@ -100,12 +116,12 @@ class Verifier:
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
         )
-        self._service = VerifierService(self._rows, self.engine, site)
+        self._service = VerifierService(self._rows, self.engine, site, shelf)
         await self._service.take_up()
         app = make_app(self._service, settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
-        self._tasks = [asyncio.create_task(self.writer.run()), asyncio.create_task(self.engine.run())]
+        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf)]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
 
     def _changed_elsewhere(self, node: Node) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.verdict import Integrity
 from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
@@ -129,7 +130,7 @@ class Engine:
             trusted = isinstance(event, lifecycle.RoundTrusted) and after.integrity is Integrity.TRUSTED
             state = with_facts(state, facts, trusted=trusted)
         if isinstance(event, lifecycle.Enrolled | lifecycle.Reactivated):
-            state = replace(state, findings=(), required_checks=(), ran_checks=(), ima_next_entry=0)
+            state = replace(state, findings=(), required_checks=(), ran_checks=(), ima=NO_IMA)
         state = with_findings(state, _findings_of(event, step), self.rules.severity, now)
         node.job, node.key_delivered, node.faults = after.job, after.key_delivered, after.faults
         if state != node.state:

@@ -8,13 +8,14 @@ import binascii
 import hashlib
 import re
 from base64 import b64decode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from limeguard.crypto.chains import first_certificate
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
+from limeguard.policy.keyring import parse_keyring
 from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
 from limeguard.store.nodes import Enrolled
 from limeguard.wire import versions
@@ -25,12 +26,14 @@ IMA_PCR = 10
 CERTIFICATE_DISABLED = "disabled"
 CURRENT_AGENT_VERSION = "2.6"
 SHARE_SIZES = (16, 32)
+MAX_NAME = 255
+"""Characters of a policy's name; the column has as many."""
 MAX_TEXT = 64 * 1024
 """Characters of one text member; policies of PCR values, metadata, keys and certificates are far smaller."""
 
-NO_RUNTIME_POLICY = (
-    "Runtime policies are not judged by this version of the verifier: enrol the node without runtime policy, "
-    "runtime policy name, IMA verification keys and PCR 10"
+PCR_10_LISTED = (
+    "Exception error: tpm_policy lists values of PCR 10, which changes with every measured file: "
+    "give a runtime policy instead"
 )
 NO_BOOT_POLICY = (
     "Measured boot policies are not judged by this version of the verifier: enrol the node without measured boot policy"
@@ -66,7 +69,8 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
     """Return the new node. Raises BadRequest with the first thing wrong."""
     _refuse_unjudged(request)
     _refuse_unstorable(request)
-    policy = _policy(request.tpm_policy)
+    runtime_name = _runtime_name(agent_id, request)
+    policy = _policy(request.tpm_policy, judges_ima=runtime_name is not None)
     ak = parse_ak(request.ak_tpm)
     ip, port = _address(request)
     certificate = request.mtls_cert if request.mtls_cert not in ("", CERTIFICATE_DISABLED) else None
@@ -82,7 +86,9 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
             tpm_policy=request.tpm_policy,
             meta_data=request.metadata,
             has_mb_policy=request.mb_policy is not None,
-            has_runtime_policy=False,
+            has_runtime_policy=False,  # said when the policy itself is at hand
+            runtime_policy_name=runtime_name,
+            ima_keys=_ima_keys(request.ima_sign_verification_keys),
             accept_hash=request.accept_tpm_hash_algs,
             accept_enc=request.accept_tpm_encryption_algs,
             accept_sign=request.accept_tpm_signing_algs,
@@ -111,8 +117,6 @@ def parse_ak(text: str) -> PublicArea:
 
 
 def _refuse_unjudged(request: EnrolmentRequest) -> None:
-    if request.runtime_policy or request.runtime_policy_name or request.ima_sign_verification_keys:
-        raise BadRequest(NO_RUNTIME_POLICY)
     if request.mb_policy_name or not _empty_document(request.mb_policy):
         raise BadRequest(NO_BOOT_POLICY)
 
@@ -138,14 +142,53 @@ def _refuse_unstorable(request: EnrolmentRequest) -> None:
             raise BadRequest("Exception error: an algorithm's name is no word of at most 32 letters and digits")
 
 
-def _policy(text: str) -> PcrPolicy:
+def _policy(text: str, *, judges_ima: bool) -> PcrPolicy:
     try:
         policy = parse_tpm_policy(text)
     except PolicyError as problem:
         raise BadRequest(f"Exception error: tpm_policy cannot be used: {'; '.join(problem.problems)}") from None
-    if policy.mask >> IMA_PCR & 1 or IMA_PCR in policy.allowed:
-        raise BadRequest(NO_RUNTIME_POLICY)
-    return policy
+    if IMA_PCR in policy.allowed:
+        raise BadRequest(PCR_10_LISTED)
+    return with_ima(policy) if judges_ima else policy
+
+
+def with_ima(policy: PcrPolicy) -> PcrPolicy:
+    """Return the policy with PCR 10 asked for: without it a quote says nothing of the IMA log."""
+    return replace(policy, mask=policy.mask | 1 << IMA_PCR)
+
+
+def _runtime_name(agent_id: str, request: EnrolmentRequest) -> str | None:
+    """Return the name under which the node's runtime policy is stored; None when its IMA log is not to be judged.
+
+    A mask with PCR 10 asks for it as well; without any policy no file is allowed then.
+    """
+    name = request.runtime_policy_name
+    if name:
+        if len(name) > MAX_NAME or "\0" in name:
+            raise BadRequest(f"Exception error: runtime_policy_name is longer than {MAX_NAME} characters, or has a NUL")
+        return name
+    asked = request.runtime_policy or request.ima_sign_verification_keys or _quotes_ima(request.tpm_policy)
+    return agent_id if asked else None
+
+
+def _quotes_ima(text: str) -> bool:
+    try:
+        return bool(parse_tpm_policy(text).mask >> IMA_PCR & 1)
+    except PolicyError:
+        return False
+
+
+def _ima_keys(text: str | None) -> str | None:
+    """Check the deprecated keyring of one node."""
+    if not text:
+        return None
+    try:
+        parse_keyring(text)
+    except PolicyError as problem:
+        raise BadRequest(
+            f"Exception error: ima_sign_verification_keys cannot be used: {'; '.join(problem.problems)}"
+        ) from None
+    return text
 
 
 def _address(request: EnrolmentRequest) -> tuple[str, int]:

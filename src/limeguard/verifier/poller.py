@@ -9,14 +9,19 @@ import time
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, Protocol
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise, unreadable
 from limeguard.appraisal.history import History
-from limeguard.appraisal.verdict import Appraisal, Outcome
+from limeguard.appraisal.ima.memo import LineMemo
+from limeguard.appraisal.runtime import RuntimeExpected
+from limeguard.appraisal.verdict import Appraisal, Check, Outcome
 from limeguard.clients.agent import AgentClient, AgentRefused
 from limeguard.crypto.keysplit import KeyShareError, encrypt_key_share
-from limeguard.store.nodes import NodeState
+from limeguard.policy.keyring import Keyring, parse_keyring
+from limeguard.policy.runtime import RuntimePolicy
+from limeguard.store.nodes import Enrolled, NodeState
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask
@@ -54,7 +59,20 @@ class Result:
 
 def history_of(state: NodeState) -> History:
     """Return what earlier rounds proved."""
-    return History(state.clock, state.public_key, state.ima_next_entry, state.boottime)
+    return History(state.clock, state.public_key, state.ima, state.boottime)
+
+
+class Policies(Protocol):
+    """Runtime policies by name, as they are in force now."""
+
+    def current(self, name: str, /) -> RuntimePolicy | None:
+        """Return the policy of that name; None when there is none that can be used."""
+        ...
+
+
+@lru_cache(maxsize=256)
+def _keyring(text: str) -> Keyring:
+    return parse_keyring(text)
 
 
 class Poller:
@@ -65,10 +83,18 @@ class Poller:
         agents: AgentClient,
         *,
         answer_within: float,
+        policies: Policies,
+        violations_found: bool = True,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970."""
+        """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970.
+
+        `policies` are asked when an answer is there, so that it is judged by what is in force then.
+        """
+        self._policies = policies
+        self._violations_found = violations_found
+        self._memo = LineMemo()
         self._agents = agents
         self._answer_within = answer_within
         self._now = now
@@ -86,15 +112,22 @@ class Poller:
             return Result(await self._refused(node, refused))
 
     async def _round(self, node: Node, *, partial: bool) -> Result:
+        appraisal, answer = await self._asked(node, history_of(node.state), partial=partial)
+        if appraisal.outcome is Outcome.INCOMPLETE and Check.IMA_LOG in appraisal.not_run and answer is not None:
+            # The machine was started again, so the answer continued a list that is gone: ask for the new one at once.
+            appraisal, answer = await self._asked(node, appraisal.history, partial=partial)
+        return self._judged(appraisal, answer)
+
+    async def _asked(self, node: Node, history: History, *, partial: bool) -> tuple[Appraisal, QuoteAnswer | None]:
         state = node.state
         question = ask(
             node.policy,
             self._random(NONCE_BYTES),
             partial=partial,
             api_version=state.supported_version,
-            ima_entry=state.ima_next_entry,
+            ima_entry=history.ima.next_entry,
         )
-        expected = self._expected(node, question, self._now() + self._answer_within)
+        nonce_expires = self._now() + self._answer_within
         try:
             answer = await self._agents.integrity_quote(
                 node.address,
@@ -106,8 +139,9 @@ class Poller:
             )
             evidence = _evidence(answer)
         except BadAnswer as problem:
-            return self._judged(unreadable(expected, history_of(state), clean(problem)), None)
-        return self._judged(appraise(evidence, expected, history_of(state), self._now()), answer)
+            return unreadable(self._expected(node, question, nonce_expires), history, clean(problem)), None
+        expected = self._expected(node, question, nonce_expires)
+        return appraise(evidence, expected, history, self._now()), answer
 
     def _expected(self, node: Node, question: QuoteRequest, nonce_expires: float) -> Expected:
         enrolled = node.record.enrolled
@@ -122,6 +156,18 @@ class Poller:
             required_selection=node.policy.requested,
             # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
             identity_only_allowed=True,
+            runtime=self._runtime(enrolled),
+        )
+
+    def _runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
+        """Return what judges the node's IMA log; None, which no node passes with that needs it, for no policy."""
+        name = enrolled.runtime_policy_name
+        policy = None if name is None else self._policies.current(name)
+        if policy is None:
+            return None
+        keys = _keyring(enrolled.ima_keys) if enrolled.ima_keys else policy.verification_keys
+        return RuntimeExpected(
+            policy=policy, verification_keys=keys, violations_found=self._violations_found, memo=self._memo
         )
 
     def _judged(self, appraisal: Appraisal, answer: QuoteAnswer | None) -> Result:

@@ -54,7 +54,7 @@ def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:
         clock=history.clock,
         public_key=history.public_key,
         boottime=history.boottime,
-        ima_next_entry=history.ima_next_entry,
+        ima=history.ima,
         required_checks=tuple(sorted(appraisal.required)),
         ran_checks=tuple(sorted(appraisal.ran)),
     )
@@ -72,10 +72,22 @@ def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:
 
 
 def with_findings(state: NodeState, findings: tuple[Finding, ...], rules: SeverityRules, at: float) -> NodeState:
-    """Return the state with findings added, each kind of event once, the first that were seen."""
-    known = {(one.id, one.event_id) for one in state.findings}
-    fresh = [stored(one, rules, at) for one in findings if (one.kind.id, one.event_id) not in known]
+    """Return the state with findings added, each event once for each file, the first that were seen."""
+    known = {(one.id, one.event_id, _path_in(one.context)) for one in state.findings}
+    fresh = [
+        stored(one, rules, at)
+        for one in findings
+        if (one.kind.id, one.event_id, str(one.context.get("path", ""))) not in known
+    ]
     return replace(state, findings=(*state.findings, *fresh)[:MAX_FINDINGS]) if fresh else state
+
+
+def _path_in(context: str) -> str:
+    """Return the file that a stored finding is about: each file of a list is a finding of its own."""
+    try:
+        return str(msgspec.json.decode(context, type=dict[str, object]).get("path", ""))
+    except msgspec.DecodeError:
+        return ""
 
 
 def stored(finding: Finding, rules: SeverityRules, at: float) -> StoredFinding:

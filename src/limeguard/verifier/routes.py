@@ -9,6 +9,7 @@ from limeguard import __version__
 from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
+from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.service import Deletion, Refused, VerifierService
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Rule
@@ -45,8 +46,8 @@ RULES: Final[Mapping[str, Rule]] = {
 """Who may do what. An action that is not here is refused."""
 
 SUCCESS: Final = envelope(200, "Success", {})
+CREATED: Final = envelope(201, "Created", {})
 ACCEPTED: Final = envelope(202, "Accepted", {})
-RUNTIME_UNJUDGED: Final = "Runtime policies are not judged by this version of the verifier, so none can be stored"
 BOOT_UNJUDGED: Final = "Measured boot policies are not judged by this version of the verifier, so none can be stored"
 
 Call = Callable[[Request], Awaitable[Response]]
@@ -92,20 +93,20 @@ def make_routes(service: VerifierService) -> tuple[Route, ...]:
         Route("GET", verifier_v2.VERIFY_IDENTITY, "verify_identity", guarded(nodes.verify_identity)),
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
-        *_policy_routes(),
+        *_policy_routes(service),
     )
     return described("limeguard verifier", __version__, routes, RULES, OPERATIONS)
 
 
-def _policy_routes() -> tuple[Route, ...]:
-    no_runtime = constant(json_response(200, verifier_v2.encode_runtime_policy_names(())))
+def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
+    runtime = _PolicyHandlers(service)
     no_boot = constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
     return (
-        Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", no_runtime),
-        Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", _unknown("Runtime policy")),
-        Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", constant(refuse(400, RUNTIME_UNJUDGED))),
-        Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", constant(refuse(400, RUNTIME_UNJUDGED))),
-        Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", _unknown("Runtime policy")),
+        Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", guarded(runtime.names)),
+        Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", guarded(runtime.read)),
+        Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", guarded(runtime.create)),
+        Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", guarded(runtime.update)),
+        Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", guarded(runtime.delete)),
         Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", no_boot),
         Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", _unknown("Measured boot policy")),
         Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
@@ -160,6 +161,39 @@ class _NodeHandlers:
 
     async def views(self, _request: Request) -> Response:
         return json_response(200, limeguard_v1.encode(await self._service.views()))
+
+
+class _PolicyHandlers:
+    """Handlers about runtime policies."""
+
+    def __init__(self, service: VerifierService) -> None:
+        self._service = service
+
+    async def names(self, _request: Request) -> Response:
+        return json_response(200, verifier_v2.encode_runtime_policy_names(await self._service.policy_names()))
+
+    async def read(self, request: Request) -> Response:
+        policy = await self._service.runtime_policy(_policy_name(request))
+        return json_response(200, envelope(200, "Success", policy))
+
+    async def create(self, request: Request) -> Response:
+        await self._service.store_policy(_policy_name(request), request.body, replace=False)
+        return json_response(201, CREATED)
+
+    async def update(self, request: Request) -> Response:
+        await self._service.store_policy(_policy_name(request), request.body, replace=True)
+        return json_response(201, CREATED)
+
+    async def delete(self, request: Request) -> Response:
+        await self._service.delete_policy(_policy_name(request))
+        return empty(204)
+
+
+def _policy_name(request: Request) -> str:
+    name = request.params["name"]
+    if len(name) > MAX_NAME or "\0" in name:
+        raise BadRequest(f"Exception error: the name of a policy has at most {MAX_NAME} characters and no NUL")
+    return name
 
 
 def _agent_id(request: Request) -> str:

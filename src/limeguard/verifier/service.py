@@ -7,6 +7,7 @@ import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -15,13 +16,15 @@ from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuoteFault, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy, parse_tpm_policy
+from limeguard.policy.runtime import EMPTY_POLICY_TEXT, parse_runtime_policy
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Applied, Engine
-from limeguard.verifier.enrolment import Site, examine, parse_ak
+from limeguard.verifier.enrolment import Site, examine, parse_ak, with_ima
 from limeguard.verifier.fleet import Node
+from limeguard.verifier.policies import Accepted, PolicyShelf, decode_upload, policy_answer
 from limeguard.verifier.record import with_supervision
 from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
@@ -82,6 +85,7 @@ class VerifierService:
         rows: NodeRows,
         engine: Engine,
         site: Site,
+        shelf: PolicyShelf,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -89,8 +93,9 @@ class VerifierService:
         self._rows = rows
         self._engine = engine
         self._site = site
+        self._shelf = shelf
         self._now = now
-        self._policies: dict[str, PcrPolicy] = {}
+        self._policies: dict[tuple[str, bool], PcrPolicy] = {}
         self._reloading: set[asyncio.Task[None]] = set()
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -98,6 +103,7 @@ class VerifierService:
     async def take_up(self) -> None:
         """Go on with every stored node, as it was when the last process ended, however that was."""
         records = await self._rows.load_all()
+        await self._shelf.load({name for one in records if (name := one.enrolled.runtime_policy_name) is not None})
         if records:
             log.info("Agent ids in db loaded from file: %s", [clean(record.agent_id) for record in records])
         for record in records:
@@ -129,6 +135,8 @@ class VerifierService:
                 await asyncio.sleep(RELOAD_PAUSE)
                 continue
             if record is not None and record.enrolled.verifier_id == self._site.verifier_id:
+                if record.enrolled.runtime_policy_name is not None:
+                    await self._shelf.load([record.enrolled.runtime_policy_name])
                 log.warning("The row of agent %s was changed by somebody else; taken up anew", clean(agent_id))
                 await self._take_up(record, 0.0)
             return
@@ -136,16 +144,19 @@ class VerifierService:
     def _node(self, record: NodeRecord) -> Node:
         """Make the object in memory. Raises ValueError for a row that cannot be used."""
         enrolled = record.enrolled
-        return Node(record, parse_ak(enrolled.ak_tpm), self._policy(enrolled.tpm_policy), _address(enrolled))
+        return Node(record, parse_ak(enrolled.ak_tpm), self._pcr_policy(enrolled), _address(enrolled))
 
-    def _policy(self, text: str) -> PcrPolicy:
+    def _pcr_policy(self, enrolled: Enrolled) -> PcrPolicy:
         """Return the parsed policy; nodes with the same text share one."""
-        policy = self._policies.get(text)
+        key = (enrolled.tpm_policy, enrolled.runtime_policy_name is not None)
+        policy = self._policies.get(key)
         if policy is None:
-            policy = parse_tpm_policy(text)
+            policy = parse_tpm_policy(enrolled.tpm_policy)
+            if enrolled.runtime_policy_name is not None:
+                policy = with_ima(policy)
             if len(self._policies) >= 10_000:
                 self._policies.clear()
-            self._policies[text] = policy
+            self._policies[key] = policy
         return policy
 
     # --- changes ------------------------------------------------------------------------------------------------------
@@ -155,17 +166,77 @@ class VerifierService:
         request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
         new = examine(agent_id, request, self._site, self._now())
         start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
-        blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
-        record = NodeRecord(new.enrolled, with_supervision(blank, start))
-        if self._engine.fleet.get(agent_id) is not None:
+        enrolled = new.enrolled
+        if self._engine.fleet.get(agent_id) is not None or await self._rows.get(agent_id) is not None:
             raise _exists(agent_id)
+        if enrolled.runtime_policy_name is not None:
+            judged = await self._runtime_policy(enrolled.runtime_policy_name, request)
+            enrolled = replace(enrolled, has_runtime_policy=judged)
+        blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
+        record = NodeRecord(enrolled, with_supervision(blank, start))
         try:
             await self._rows.add(record, mtls_cert=new.mtls_cert, revocation_key=new.revocation_key)
         except Conflict:
             raise _exists(agent_id) from None
-        policy = self._policies.setdefault(new.enrolled.tpm_policy, new.policy)
-        self._engine.take_in(Node(record, new.ak, policy, _address(new.enrolled)), lifecycle.Enrolled())
+        self._engine.take_in(Node(record, new.ak, self._pcr_policy(enrolled), _address(enrolled)), lifecycle.Enrolled())
         log.info("Agent %s is enrolled", clean(agent_id))
+
+    async def _runtime_policy(self, name: str, request: verifier_v2.EnrolmentRequest) -> bool:
+        """Have the node's policy stored and ready; say whether it allows anything. Raises BadRequest, Refused."""
+        named = bool(request.runtime_policy_name)
+        if request.runtime_policy:
+            accepted = await self._shelf.accept(request.runtime_policy, request.runtime_policy_key)
+            if not named:
+                await self._shelf.put(name, accepted)
+            else:
+                try:
+                    await self._shelf.add(name, accepted)
+                except Conflict:
+                    raise Refused(409, verifier_v2.policy_exists(name)) from None
+        elif named:
+            await self._shelf.load([name])
+            if await self._shelf.get(name) is None:
+                raise Refused(404, f"Could not find IMA policy with name {name}!")
+        else:
+            await self._shelf.put(name, Accepted(EMPTY_POLICY_TEXT, parse_runtime_policy(EMPTY_POLICY_TEXT)))
+        policy = self._shelf.current(name)
+        return policy is not None and policy.says_something
+
+    # --- runtime policies ---------------------------------------------------------------------------------------------
+
+    async def policy_names(self) -> tuple[str, ...]:
+        """Return the names of all runtime policies."""
+        return await self._shelf.names()
+
+    async def runtime_policy(self, name: str) -> dict[str, object]:
+        """Return one runtime policy as the wire has it. Raises Refused."""
+        row = await self._shelf.get(name)
+        if row is None:
+            raise Refused(404, f"Runtime policy {clean(name, 255)} not found")
+        return policy_answer(row)
+
+    async def store_policy(self, name: str, body: bytes, *, replace: bool) -> None:
+        """Store a new runtime policy, or a new text for an old one. Raises BadRequest, Refused."""
+        policy, key, tpm_policy = decode_upload(body)
+        accepted = await self._shelf.accept(policy, key)
+        if replace:
+            if not await self._shelf.replace(name, accepted, tpm_policy):
+                text = f"Runtime policy with name {clean(name, 255)} does not already exist, use POST to create"
+                raise Refused(404, text)
+            log.info("Runtime policy %s was replaced", clean(name))
+            return
+        try:
+            await self._shelf.add(name, accepted, tpm_policy)
+        except Conflict:
+            raise Refused(409, f"Runtime policy with name {clean(name, 255)} already exists") from None
+
+    async def delete_policy(self, name: str) -> None:
+        """Delete a runtime policy that no node uses. Raises Refused."""
+        outcome = await self._shelf.delete(name)
+        if outcome is False:
+            raise Refused(404, f"Runtime policy {clean(name, 255)} not found")
+        if isinstance(outcome, str):
+            raise Refused(409, f"Can't delete allowlist as it's currently in use by agent {outcome}")
 
     async def delete(self, agent_id: str) -> Deletion:
         """Delete a node, at once or when the running request to it has ended. Raises Refused."""

@@ -89,6 +89,19 @@ class VerifierSettings:
         '[{"event_id": ".*", "severity_label" : "emergency"}]',
         "Severity of each finding: the first rule whose pattern matches the whole event id.",
     )
+    ignore_tomtou_errors: bool = option(
+        BOOLEAN, "False", "Pass over violations in IMA logs (files that changed while they were measured)."
+    )
+    require_allow_list_signatures: bool = option(
+        BOOLEAN, "False", "Take only runtime policies with a good DSSE signature."
+    )
+    policy_signing_keys: tuple[str, ...] = option(
+        COMMA_LIST,
+        "",
+        "Files with the PEM public keys that may sign runtime policies; with any, a key that comes with a request "
+        "counts for nothing and every policy must be signed.",
+        own=True,
+    )
     shutdown_drain_timeout: float = option(number(0), "10", "Seconds that running rounds get to end at a stop.")
     continue_after_failure: bool = option(
         BOOLEAN, "False", "Go on with rounds for a node that has failed, and collect every finding.", own=True
@@ -170,16 +183,7 @@ NOT_ACTED_ON = (
         [("measured_boot_policy_name", TEXT, "accept-all"), ("measured_boot_imports", LIST, "[]")], _BOOT, IfSet.WARN
     ),
     *not_yet([("measured_boot_evaluate", choice("once", "always"), "once")], _BOOT),
-    *not_yet(
-        [("ignore_tomtou_errors", BOOLEAN, "False")],
-        "IMA logs are not judged, and policies that ask for it are refused",
-        IfSet.WARN,
-        inert=("False", "True"),
-    ),
     *shared.durable_attestation(""),
-    *not_yet(
-        [("require_allow_list_signatures", BOOLEAN, "False")], "signatures of policies are not checked", IfSet.REFUSE
-    ),
     *not_yet([("mode", choice("pull", "push", empty="pull"), "pull")], "the push model is not there", IfSet.REFUSE),
     *not_yet(
         [

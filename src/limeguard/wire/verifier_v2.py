@@ -125,6 +125,30 @@ class RuntimePolicyNames(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = msgspec.field(name="runtimepolicy names")
 
 
+class RuntimePolicyAnswer(msgspec.Struct, frozen=True):
+    """`results` of one runtime policy: its text as uploaded. The misspelt member is part of the wire."""
+
+    name: str
+    tmp_policy: None
+    runtime_policy: str
+
+
+class RuntimePolicyUpload(msgspec.Struct, frozen=True):
+    """Body that stores a runtime policy: base64 of its text, and of the key that signed it."""
+
+    runtime_policy: str
+    runtime_policy_key: str | None = None
+    tpm_policy: str | None = None
+
+
+def policy_exists(name: str) -> str:
+    """Return the refusal of an enrolment that brings a policy under a name that is taken."""
+    return (
+        f"IMA policy with name {name} already exists. "
+        "Please use a different name or delete the allowlist from the verifier."
+    )
+
+
 class BootPolicyNames(msgspec.Struct, frozen=True):
     """`results` of the list of measured boot policies; the key has a blank in it."""
 

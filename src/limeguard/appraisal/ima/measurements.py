@@ -1,0 +1,317 @@
+"""A measurement list against the quoted PCR 10 and the runtime policy.
+
+The list is hostile until replay reaches the quoted value; lines after that point are judged, but nothing is learned or
+counted from them. What one evaluation hands to the next is `ImaHistory`; nothing else is kept.
+"""
+
+from binascii import unhexlify
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from limeguard.appraisal.findings import IMA_LINE, IMA_PROGRESS, IMA_REPLAY, Finding
+from limeguard.appraisal.ima.entries import TENANT_KEYRING, Judged, Rules, judge
+from limeguard.appraisal.ima.history import NO_IMA, ImaHistory, Keyrings
+from limeguard.appraisal.ima.memo import MAX_LINE
+from limeguard.crypto.hashes import SHA1, HashAlgorithm
+from limeguard.crypto.keys import PublicKey
+from limeguard.evidence.ima.measurement_list import entry_at
+from limeguard.evidence.reader import MalformedEvidence
+from limeguard.policy.keyring import EMPTY_KEYRING, Keyring
+from limeguard.policy.runtime import RuntimePolicy, digests_of
+
+MAX_FINDINGS: Final = 1_000
+"""Findings of one list that are kept; a node with more is no better understood by them."""
+MAX_LEARNED: Final = 1_000
+"""Keys that one node may teach; a kernel's keyrings hold a handful."""
+_VIOLATION: Final = b"\xff"
+_LENGTHS: Final = tuple(value.to_bytes(4, "little") for value in range(4_100))
+
+
+@dataclass(frozen=True, slots=True)
+class ListAppraisal:
+    """What a list came to. `matched` is the number of lines that lead to the quoted value, None when none do.
+
+    `running` is PCR 10 after all lines that could be read. `history` is what the next round starts from, as it was
+    before when there are findings. `padded` says that the bank holds zero-padded SHA-1 digests, as kernels write that
+    had no implementation of its hash when IMA began. `more` counts findings beyond those kept.
+    """
+
+    findings: tuple[Finding, ...]
+    matched: int | None
+    running: bytes
+    history: ImaHistory
+    padded: bool = False
+    more: int = 0
+
+
+def split_lines(text: bytes) -> list[bytes]:
+    """Split the text of an ASCII list at line ends, the only thing that may be taken off a line."""
+    lines = text.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def appraise_list(
+    lines: Sequence[bytes],
+    *,
+    bank: HashAlgorithm,
+    rules: Rules,
+    quoted: bytes | None,
+    history: ImaHistory = NO_IMA,
+    keyrings: Keyrings | None = None,
+    known: dict[bytes, bytes] | None = None,
+) -> ListAppraisal:
+    """Judge `lines` (without line ends), which begin at entry `history.next_entry`.
+
+    `quoted` is PCR 10 of `bank` as the TPM vouched for it, None to replay only. `keyrings` are those of the operator,
+    None when signatures have no say. `known` holds lines that are clean under this policy and bank, with what they
+    extend; clean ones are added to it.
+    """
+    run = _Run(lines, bank, rules, quoted, history, keyrings, {} if known is None else known)
+    run.replay()
+    return run.conclude()
+
+
+class _Run:
+    """One pass over a list. Mutable, lives for one call of `appraise_list`."""
+
+    def __init__(
+        self,
+        lines: Sequence[bytes],
+        bank: HashAlgorithm,
+        rules: Rules,
+        quoted: bytes | None,
+        history: ImaHistory,
+        keyrings: Keyrings | None,
+        known: dict[bytes, bytes],
+    ) -> None:
+        self.lines = lines
+        self.bank = bank
+        self.rules = rules
+        self.quoted = quoted
+        self.history = history
+        self.start = history.pcr if history.pcr is not None else bytes(bank.size)
+        self.known = known
+        self.log_hash = rules.policy.log_hash if rules.policy is not None else SHA1
+        self.keyrings: dict[bytes, Keyring] | None = None
+        if keyrings is not None:
+            self.keyrings = {**keyrings, **history.keyrings}
+        self.learned: list[tuple[int, bytes, int, PublicKey]] = []
+        self.findings: list[Finding] = []
+        self.more = 0
+        self.unread: set[int] = set()
+        self.constant = False
+        self.count = 0
+        self.fold = self.start
+        self.matched: int | None = 0 if quoted is not None and self.start == quoted else None
+
+    def replay(self) -> None:
+        """Fold every entry and judge it. Clean lines, nearly all, stay in the tight loop of `_clean_lines`."""
+        index, end = 0, len(self.lines)
+        while index < end:
+            index = self._clean_lines(index)
+            if index < end:
+                index = self._entry(index)
+
+    def _clean_lines(self, index: int) -> int:  # noqa: C901 - written out for speed, as the comment says
+        """Fold clean lines from `index` on; return the index of the first that needs a closer look."""
+        policy, lines, first = self.rules.policy, self.lines, index
+        if policy is None:
+            return index
+        seen, new, log_new = self.known.get, self.bank.constructor, self.log_hash.constructor
+        listed, known, lengths, start = policy.digests.get, self.known, _LENGTHS, _DIGEST_AT + 2 * self.log_hash.size
+        value, space, path = start + len(_COMMON), start + len(_COMMON) + 64, start + len(_COMMON) + 65
+        quoted, fold, end = self.quoted if self.matched is None else None, self.fold, len(lines)
+        # The body is `clean_line` for the layout of nearly every line, written out: a call for each would cost as much
+        # as a hash. Slices at fixed places are several times quicker than splitting.
+        while index < end:
+            line = lines[index]
+            digest = seen(line)
+            if digest is None:
+                if line.startswith(_COMMON, start):
+                    try:
+                        measured, name = unhexlify(line[value:space]), line[path:]
+                        allowed = listed(name)
+                        if allowed != measured and (allowed.__class__ is not tuple or measured not in allowed):
+                            break
+                        data = b"".join((_COMMON_HEAD, measured, lengths[len(name) + 1], name, b"\0"))
+                        if log_new(data).digest() != unhexlify(line[_DIGEST_AT:start]) or line[:3] != _PCR_10:
+                            break
+                        if line[space] != _SPACE:
+                            break
+                    except (ValueError, IndexError):  # not hexadecimal, or cut short
+                        break
+                    digest = known[line] = new(data).digest()
+                else:
+                    digest = clean_line(line, policy, self.bank, self.log_hash)
+                    if digest is None:
+                        break
+                    known[line] = digest
+            fold = new(fold + digest).digest()
+            index += 1
+            if fold == quoted:
+                self.matched, quoted = index, None
+        self.fold = fold
+        self.count += index - first
+        return index
+
+    def _entry(self, index: int) -> int:
+        """Fold and judge the entry that begins in line `index`; return the index after it."""
+        if not self.lines[index]:
+            self.unread.add(index)
+            return index + 1
+        self.count += 1
+        try:
+            entry, span = entry_at(self.lines, index, self.log_hash)
+        except MalformedEvidence as problem:
+            self.unread.add(index)
+            text = self.lines[index][:400].decode("utf-8", "backslashreplace")
+            self._found(Finding(IMA_LINE, {"message": f"Line could not be parsed: {text}", "reason": str(problem)}))
+            return index + 1
+        violation = entry.violates(self.log_hash.size)
+        digest = _VIOLATION * self.bank.size if violation else self.bank.digest(entry.data)
+        self.fold = self.bank.digest(self.fold + digest)
+        log_digest = self.log_hash.digest(entry.data)
+        self._keep(index, span, judge(entry, self.history.next_entry + index, log_digest, self.rules, self.keyrings))
+        self.unread.update(range(index + 1, index + span))
+        self.count += span - 1
+        if self.matched is None and self.fold == self.quoted:
+            self.matched = index + span
+        if not self.findings and not violation and span == 1 and len(self.lines[index]) <= MAX_LINE:
+            self._remember(index, digest)
+        return index + span
+
+    def _keep(self, index: int, span: int, judged: Judged) -> None:
+        for finding in judged.findings:
+            self._found(finding)
+        self.constant = judged.constant and judged.learned is None
+        if judged.learned is None or self.keyrings is None or len(self.learned) >= MAX_LEARNED:
+            return
+        name, key_id, key = judged.learned
+        self.learned.append((index + span, name, key_id, key))
+        # Lines after the quoted value may be signed with a key that only they load: so it counts for their sake, and is
+        # forgotten with them (`_learned`).
+        self.keyrings[name] = self.keyrings.get(name, EMPTY_KEYRING).with_key(key_id, key)
+
+    def _remember(self, index: int, digest: bytes) -> None:
+        if self.constant:
+            self.known[self.lines[index]] = digest
+
+    def _found(self, finding: Finding) -> None:
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(finding)
+        else:
+            self.more += 1
+
+    def conclude(self) -> ListAppraisal:
+        """Say what the pass came to."""
+        padded = False
+        at = self.fold
+        if self.quoted is not None and self.matched is None:
+            self.matched = self._padded_match()
+            padded = self.matched is not None
+        if self.quoted is not None:
+            at = self.quoted
+            self._check_reached()
+        if self.findings or self.matched is None or self.quoted is None:
+            return ListAppraisal(tuple(self.findings), self.matched, self.fold, self.history, padded, self.more)
+        history = ImaHistory(
+            next_entry=self.history.next_entry + self.matched,
+            pcr=at,
+            keyrings=self._learned(self.matched),
+            progress=(self.matched, self.count),
+        )
+        return ListAppraisal((), self.matched, self.fold, history, padded)
+
+    def _check_reached(self) -> None:
+        if self.matched is None:
+            reached, wanted = self.fold.hex(), (self.quoted or b"").hex()
+            text = f"IMA measurement list expected pcr value {reached} does not match TPM PCR {wanted}"
+            self._found(Finding(IMA_REPLAY, {"message": text, "entries": self.count}))
+        elif not self._progressed(self.matched):
+            text = (
+                "The measurement list does not make progress: the quoted PCR 10 lags behind lines that were sent before"
+            )
+            self._found(Finding(IMA_PROGRESS, {"message": text}))
+
+    def _progressed(self, matched: int) -> bool:
+        """Say whether the quote covers at least the lines that were sent but not covered the last time."""
+        if self.history.progress is None or matched == self.count:
+            return True
+        before, sent = self.history.progress
+        return matched >= sent - before
+
+    def _learned(self, matched: int) -> Keyrings:
+        rings = dict(self.history.keyrings)
+        for end, name, key_id, key in self.learned:
+            if end <= matched and name != TENANT_KEYRING:
+                rings[name] = rings.get(name, EMPTY_KEYRING).with_key(key_id, key)
+        return MappingProxyType(rings)
+
+    def _padded_match(self) -> int | None:
+        """Return where a bank of zero-padded SHA-1 digests matches.
+
+        A kernel extends them where it had no implementation of the bank's hash when IMA began. Each line's SHA-1 was
+        compared with its own digest before; a list in which one did not fit does not match here either.
+        """
+        if self.bank is SHA1 or self.log_hash is not SHA1 or self.findings:
+            return None
+        fold, new, size = self.start, self.bank.constructor, self.bank.size
+        for index, line in enumerate(self.lines):
+            if index in self.unread:
+                continue
+            digest = _recorded(line)
+            extended = digest.ljust(size, b"\0") if digest.strip(b"\0") else _VIOLATION * size
+            fold = new(fold + extended).digest()
+            if fold == self.quoted:
+                return index + 1
+        return None
+
+
+def _recorded(line: bytes) -> bytes:
+    """Return the template digest that a line states; the line was read before."""
+    return unhexlify(line.split(b" ", 2)[1])
+
+
+def clean_line(line: bytes, policy: RuntimePolicy, bank: HashAlgorithm, log_hash: HashAlgorithm) -> bytes | None:
+    """Return what a clean line extends PCR 10 with, None for a line that needs a closer look.
+
+    Clean here is the common case only: `ima-ng` or `ima-sig` without signature, PCR 10, a digest that the policy lists,
+    and a template digest that fits. It is a shortcut to the verdict of `judge` and never another way: a property test
+    holds the two together.
+    """
+    try:
+        pcr, recorded, template, text, name = line.split(b" ", 4)
+        tail = _TAILS[template]
+        algorithm, value = text.split(b":")
+        digest, log_digest = unhexlify(value), unhexlify(recorded)
+        if tail is _NO_SIGNATURE:
+            name, signature = name.split(b" ")
+            if signature:
+                return None
+        length = _LENGTHS[len(name) + 1]
+    except (ValueError, KeyError, IndexError):  # what unhexlify raises is a ValueError, too
+        return None
+    if pcr != b"10" or digest not in digests_of(policy.digests.get(name)):
+        return None
+    data = b"".join((_head(algorithm, len(digest)), digest, length, name, tail))
+    return bank.digest(data) if log_hash.digest(data) == log_digest else None
+
+
+_PCR_10: Final = b"10 "
+_DIGEST_AT: Final = len(_PCR_10)
+_COMMON: Final = b" ima-ng sha256:"
+_SPACE: Final = ord(" ")
+_NO_SIGNATURE: Final = b"\0\0\0\0\0"
+_TAILS: Final = {b"ima-ng": b"\0", b"ima-sig": _NO_SIGNATURE}
+"""What follows the name: its NUL, and for ima-sig the length of an absent signature."""
+
+
+def _head(algorithm: bytes, size: int) -> bytes:
+    return (len(algorithm) + 2 + size).to_bytes(4, "little") + algorithm + b":\0"
+
+
+_COMMON_HEAD: Final = _head(b"sha256", 32)
