@@ -1,5 +1,6 @@
 """The page about commands names every command and option that there is, and none that there is not."""
 
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from limeguard.cli.main import limeguard
+from limeguard.cli.policy import make_parser as make_policy_parser
 from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
 from limeguard.tenant.request import COMMANDS
@@ -35,6 +37,16 @@ def tenant_options() -> set[str]:
     return {text for action in parser._actions for text in action.option_strings} - {"-h", "--help"}
 
 
+def policy_options(parser: argparse.ArgumentParser | None = None) -> set[str]:
+    parser = parser or make_policy_parser("limeguard policy", own=True)
+    found: set[str] = set()
+    for action in parser._actions:
+        found.update(text for text in action.option_strings if text.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(*(policy_options(one) for one in action.choices.values()))
+    return found - {"--help"}
+
+
 def click_options() -> set[str]:
     found: set[str] = set()
     for _, command in commands(limeguard):
@@ -54,7 +66,7 @@ def test_every_command_of_the_tenant_is_on_the_page(name: str) -> None:
     assert f"`{name}`" in PAGE
 
 
-@pytest.mark.parametrize("option", sorted(tenant_options() | click_options()))
+@pytest.mark.parametrize("option", sorted(tenant_options() | click_options() | policy_options()))
 def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
@@ -68,7 +80,7 @@ def test_the_page_is_what_the_tables_say(name: str) -> None:
 
 
 def test_no_option_is_on_the_page_that_does_not_exist() -> None:
-    known = tenant_options() | click_options() | {"--help", "--insecure"}
+    known = tenant_options() | click_options() | policy_options() | {"--help", "--insecure"}
     assert set(LONG_OPTION.findall(PAGE)) - known == set()
 
 

@@ -44,3 +44,10 @@ def userdata_encrypt() -> NoReturn:
     from limeguard.cli.userdata import main
 
     sys.exit(main(sys.argv[1:]))
+
+
+def policy() -> NoReturn:
+    """Run `keylime-policy`."""
+    from limeguard.cli.policy import keylime_policy
+
+    sys.exit(keylime_policy(sys.argv[1:]))

@@ -102,6 +102,11 @@ limeguard.add_command(
     _program("userdata-encrypt", Lazy("limeguard.cli.userdata:main", "Encrypt a payload and split its key."))
 )
 
+limeguard.add_command(_program("policy", Lazy("limeguard.cli.policy:policy", "Make, sign, compare and try policies.")))
+_node = click.Group("node", help="Questions about one node.")
+_node.add_command(_program("explain", Lazy("limeguard.cli.node:explain", "Say why a node is in its condition.")))
+limeguard.add_command(_node)
+
 
 def main() -> NoReturn:
     """Run the command and exit with its status."""

@@ -106,7 +106,7 @@ def _measured(entry: Entry, number: int, rules: Rules, keyrings: Keyrings | None
     if entry.name == BOOT_AGGREGATE and rules.boot_aggregates:
         # What the boot log proves is valid beside what the policy lists, for this node and this evaluation only.
         allowed = {BOOT_AGGREGATE: (*digests_of(allowed.get(BOOT_AGGREGATE)), *rules.boot_aggregates)}
-    finding = _check(entry, allowed, number, policy)
+    finding = _check(entry, "digests", allowed, number, policy)
     if finding is None:
         return Judged(constant=allowed is policy.digests)
     if entry.signature is not None and keyrings is not None and verifies(entry, keyrings.values()):
@@ -120,10 +120,10 @@ def _buffer(entry: Entry, buffer: bytes, number: int, policy: RuntimePolicy | No
     except UnsupportedKeyTypeError as problem:
         return Judged((Finding(IMA_KEY, {"message": str(problem), "path": _said(entry.name), "entry": number}),))
     except KeyUnreadableError:
-        return _result(None if policy is None else _check(entry, policy.ima_buf, number, policy))
+        return _result(None if policy is None else _check(entry, "ima-buf", policy.ima_buf, number, policy))
     if policy is None or ALL_KEYRINGS in policy.ignored_keyrings or entry.name in policy.ignored_keyrings:
         return Judged()
-    finding = _check(entry, policy.keyrings, number, policy)
+    finding = _check(entry, "keyrings", policy.keyrings, number, policy)
     vouched = entry.digest in digests_of(policy.keyrings.get(entry.name))
     # A key on an excluded keyring is tolerated, but nobody vouched for it: it verifies nothing.
     learned = (entry.name, key_id, key) if vouched else None
@@ -134,8 +134,8 @@ def _result(finding: Finding | None) -> Judged:
     return Judged() if finding is None else Judged((finding,))
 
 
-def _check(entry: Entry, allowed: Allowed, number: int, policy: RuntimePolicy) -> Finding | None:
-    """Look a name and its digest up; the name of the hash algorithm has no say, only the value."""
+def _check(entry: Entry, member: str, allowed: Allowed, number: int, policy: RuntimePolicy) -> Finding | None:
+    """Look a name and its digest up in a member of the policy; the hash algorithm's name has no say, only the value."""
     listed = allowed.get(entry.name)
     if listed is not None and (listed == entry.digest if isinstance(listed, bytes) else entry.digest in listed):
         return None
@@ -143,6 +143,7 @@ def _check(entry: Entry, allowed: Allowed, number: int, policy: RuntimePolicy) -
         return None
     path, digest = _said(entry.name), entry.digest.hex()
     context: dict[str, ContextValue] = {"path": path, "entry": number, "algorithm": entry.algorithm[:20]}
+    context["remedy"] = f"if this is as it should be, add {digest} to {member} of {path} in the runtime policy"
     if listed is None:
         context |= {"message": f"File not found in allowlist: {path}", "digest": digest}
         return Finding(IMA_NOT_ALLOWED, context)

@@ -1,0 +1,110 @@
+"""`limeguard policy check`: a measurement list judged by a policy, offline, with the verifier's own judge."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.ima.entries import TENANT_KEYRING, Rules
+from limeguard.appraisal.ima.measurements import ListAppraisal, appraise_list, split_lines
+from limeguard.authoring.policy.collected import SourceError
+from limeguard.crypto.hashes import hash_by_name
+from limeguard.policy import dsse
+from limeguard.policy.runtime import RuntimePolicy, compile_document, decode_policy, parse_runtime_policy
+
+
+def check(options: argparse.Namespace) -> int:
+    """Judge, print, and return 0 when nothing was found, 1 otherwise. Raises SourceError, PolicyError."""
+    policy = _policy(options.policy)
+    result = _judged(policy, _bytes(options.log), options)
+    if options.json:
+        print(json.dumps(_report(result)))
+    else:
+        _print(result, proven=bool(options.pcr))
+    return int(bool(result.findings))
+
+
+def _judged(policy: RuntimePolicy, text: bytes, options: argparse.Namespace) -> ListAppraisal:
+    bank = hash_by_name(options.bank)
+    if bank is None:
+        raise SourceError(f"{options.bank} is not a bank that can be replayed")
+    if text[:2] in {b"\x0a\x00", b"\x0b\x00"}:
+        raise SourceError("This is the binary list: give the ASCII one, ascii_runtime_measurements")
+    try:
+        quoted = bytes.fromhex(options.pcr.removeprefix("0x")) if options.pcr else None
+    except ValueError:
+        quoted = b""
+    if quoted is not None and len(quoted) != bank.size:
+        raise SourceError(f"--pcr is not the hexadecimal value of a {bank.name} PCR, which has {bank.size} bytes")
+    return appraise_list(
+        split_lines(text),
+        bank=bank,
+        rules=Rules(policy, violations_found=not options.ignore_violations),
+        quoted=quoted,
+        keyrings={TENANT_KEYRING: policy.verification_keys},
+    )
+
+
+def _policy(path: str) -> RuntimePolicy:
+    text = _bytes(path)
+    document = decode_policy(text)
+    if dsse.is_envelope(document):
+        return parse_runtime_policy(dsse.parse_envelope(document).payload)
+    if isinstance(document, dict) and {"digests", "keyrings", "ima-buf", "excludes"} <= document.keys():
+        return parse_runtime_policy(text) if "meta" in document else compile_document(document)
+    return parse_runtime_policy(text)
+
+
+def _bytes(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as problem:
+        raise SourceError(f"An error occurred: {problem}") from None
+
+
+def _report(result: ListAppraisal) -> dict[str, object]:
+    findings = [
+        {"id": one.kind.id, "event_id": one.event_id, "context": dict(one.context), "advice": one.kind.advice}
+        for one in result.findings
+    ]
+    return {
+        "accepted": not result.findings,
+        "matched_lines": result.matched,
+        "pcr_after_all_lines": result.running.hex(),
+        "padded_bank": result.padded,
+        "findings": findings,
+        "more_findings": result.more,
+    }
+
+
+def _print(result: ListAppraisal, *, proven: bool) -> None:
+    console = Console(soft_wrap=True)
+    if result.findings:
+        console.print(_table(result.findings))
+        for advice in dict.fromkeys(one.kind.advice for one in result.findings):
+            console.print(f"- {advice}", markup=False)
+        if result.more:
+            console.print(f"and {result.more} more findings")
+        return
+    said = "and leads to the PCR" if proven else "(no --pcr was given, so nobody vouches for the list)"
+    console.print(f"The list satisfies the policy {said}.", markup=False)
+
+
+def _table(findings: Sequence[Finding]) -> Table:
+    table = Table("entry", "file", "what is wrong", "digest seen", "digests allowed", "remedy")
+    for one in findings:
+        context = one.context
+        allowed = context.get("expected", "")
+        table.add_row(
+            str(context.get("entry", "")),
+            str(context.get("path", "")),
+            str(context.get("message", one.kind.id)),
+            str(context.get("digest", context.get("got", ""))),
+            allowed if isinstance(allowed, str) else "\n".join(map(str, allowed if isinstance(allowed, list) else ())),
+            str(context.get("remedy", "")),
+        )
+    return table
