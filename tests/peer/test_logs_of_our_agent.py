@@ -9,14 +9,12 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
+from tests.fakes.kernel import Kernel
 from tests.fakes.mixed_site import MixedSite
 from tests.fakes.shared import shared_path
 
-from limeguard.cli.sandbox import Node
-
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
-IMA_PCR = 10
 GOOD = {f"/usr/bin/tool{number}": hashlib.sha256(b"tool%d" % number).hexdigest() for number in range(40)}
 
 
@@ -28,22 +26,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSite]:
         running.options["verifier"]["measured_boot_evaluate"] = "always"
         running.start_servers()
         yield running
-
-
-class Kernel:
-    """Measures files as IMA does with the template ima-ng: a line in the list, and the PCR extended."""
-
-    def __init__(self, node: Node, path: Path) -> None:
-        self._node, self._path = node, path
-        path.write_text("")
-
-    def measure(self, name: str, digest: str) -> None:
-        data = b"sha256:\0" + bytes.fromhex(digest)
-        field = name.encode() + b"\0"
-        template = len(data).to_bytes(4, "little") + data + len(field).to_bytes(4, "little") + field
-        self._node.tpm.extend(IMA_PCR, hashlib.sha256(template).digest())
-        with self._path.open("a") as log:
-            log.write(f"{IMA_PCR} {hashlib.sha1(template).hexdigest()} ima-ng sha256:{digest} {name}\n")  # noqa: S324
 
 
 def policy(folder: Path) -> Path:
