@@ -99,15 +99,16 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     option("--add-ima-signature-verification-key", action="append", default=[], metavar="IMA_SIGNATURE_KEYS")
     option("--show-legacy-allowlist", action="store_true", help="print a flat list instead of a policy")
     option("-v", "--verbose", action="store_true", help="say more")
-    option("--algo", choices=ALGORITHMS, default="", help="digest algorithm for --rootfs")
+    option("--algo", choices=ALGORITHMS, default="", help="digest algorithm for --rootfs and --ramdisk-dir")
+    option("--ramdisk-dir", default="", help="directory of initrds whose files are hashed")
     option("--rootfs", default="", help="root of a file system whose files are hashed")
     option("-s", "--skip-path", default="", help="directories below it to leave out, separated by commas")
     parser.set_defaults(run=_create)
 
 
 def _create(options: argparse.Namespace) -> int:
-    if options.algo and not options.rootfs:
-        logging.getLogger("keylime.policy").warning("--algo has an effect only with --rootfs")
+    if options.algo and not (options.rootfs or options.ramdisk_dir):
+        logging.getLogger("keylime.policy").warning("--algo has an effect only with --rootfs and --ramdisk-dir")
     bar = Progress(
         SpinnerColumn(),
         TextColumn("files hashed"),
@@ -129,6 +130,7 @@ def _create(options: argparse.Namespace) -> int:
             verification_keys=options.add_ima_signature_verification_key,
             algorithm=options.algo,
             root=options.rootfs,
+            ramdisks=options.ramdisk_dir,
             skip=[part for part in options.skip_path.split(",") if part],
             progress=lambda done: bar.update(task, completed=done),
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from limeguard.authoring.policy import rootfs
+from limeguard.authoring.policy import initrd, rootfs
 from limeguard.authoring.policy.collected import Digests, SourceError, merge
 from limeguard.authoring.policy.texts import (
     AMBIGUOUS,
@@ -54,6 +54,7 @@ class Request:
     verification_keys: Sequence[str] = ()
     algorithm: str = ""
     root: str = ""
+    ramdisks: str = ""
     skip: Sequence[str] = ()
     progress: rootfs.Progress | None = field(default=None, compare=False)
 
@@ -68,7 +69,8 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
     scanned: Digests = {}
     if request.root:
         scanned = rootfs.scan(request.root, algorithm, skip=request.skip, progress=request.progress)
-    document["digests"] = _sorted(merge([base, listed, measured.digests, scanned]))
+    packed = initrd.collect(request.ramdisks, algorithm) if request.ramdisks else {}
+    document["digests"] = _sorted(merge([base, listed, measured.digests, scanned, packed]))
     _add_excludes(document, request.excludelist)
     ignored = {*document["ima"]["ignored_keyrings"], *request.ignored_keyrings}
     document["ima"]["ignored_keyrings"] = sorted(ignored)
