@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.fakes.soft_ima import SoftKernel, digest_of, policy_for
 from tests.fakes.softtpm import SoftNode
 
+from limeguard.cli.older_policy import convert_runtime_policy, sign_runtime_policy
 from limeguard.cli.policy import keylime_policy, policy
 from limeguard.policy import dsse
 
@@ -108,3 +109,21 @@ def test_a_failed_run_leaves_the_old_file_alone(files: Path) -> None:
     assert keylime_policy(["create", "runtime", "-m", str(files / "log"), "-o", str(files / "out")]) == 1
     assert keylime_policy(["create", "runtime", "-o", str(files / "out")]) == 0
     assert json.loads((files / "out").read_text())["digests"] == {}
+
+
+def test_the_older_tools_convert_and_sign(files: Path) -> None:
+    (files / "flat").write_text(f"{'a' * 64}  /bin/x\n")
+    out = files / "new"
+    assert convert_runtime_policy(["-a", str(files / "flat"), "-o", str(out)]) == 0
+    assert json.loads(out.read_text())["digests"] == {"/bin/x": ["a" * 64]}
+    old = {**policy_for("/bin/y"), "meta": {"version": 0}}
+    (files / "old").write_text(json.dumps(old))
+    assert convert_runtime_policy(["-r", str(files / "old"), "-o", str(out)]) == 0
+    assert json.loads(out.read_text())["meta"] == {"version": 1, "generator": 2}
+    assert convert_runtime_policy(["-o", str(out)]) == 1
+    assert convert_runtime_policy([]) == 0
+    key = str(files / "key")
+    assert sign_runtime_policy(["-r", str(out), "-o", str(files / "signed"), "-p", key]) == 0
+    envelope = dsse.parse_envelope(json.loads((files / "signed").read_text()))
+    assert envelope.payload == out.read_bytes()
+    assert sign_runtime_policy(["-r", "/nonexistent", "-o", str(files / "signed"), "-k", key]) == 1

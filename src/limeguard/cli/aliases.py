@@ -51,3 +51,17 @@ def policy() -> NoReturn:
     from limeguard.cli.policy import keylime_policy
 
     sys.exit(keylime_policy(sys.argv[1:]))
+
+
+def convert_policy() -> NoReturn:
+    """Run `keylime_convert_runtime_policy`."""
+    from limeguard.cli.older_policy import convert_runtime_policy
+
+    sys.exit(convert_runtime_policy(sys.argv[1:]))
+
+
+def sign_policy() -> NoReturn:
+    """Run `keylime_sign_runtime_policy`."""
+    from limeguard.cli.older_policy import sign_runtime_policy
+
+    sys.exit(sign_runtime_policy(sys.argv[1:]))

@@ -76,7 +76,7 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
     document["ima"]["ignored_keyrings"] = sorted(ignored)
     _add_buffers(document, measured, request)
     if request.verification_keys:
-        document["verification-keys"] = _with_keys(document["verification-keys"], request.verification_keys)
+        document["verification-keys"] = with_keys(document["verification-keys"], request.verification_keys)
     document["meta"] = {"version": 1, "generator": LEGACY_GENERATOR, "timestamp": str(now)}
     problems = check_document(document)
     if problems:
@@ -183,7 +183,8 @@ def _add_buffers(document: dict[str, Any], measured: Measured, request: Request)
         document["ima-buf"] = _sorted(merge([document["ima-buf"], measured.buffers]))
 
 
-def _with_keys(text: str, paths: Sequence[str]) -> str:
+def with_keys(text: str, paths: Sequence[str]) -> str:
+    """Return a keyring text that holds the keys in these files as well; a file without key is named in the log."""
     keys: list[tuple[PublicKey, int]] = keyring_document(text) if text else []
     for path in paths:
         try:
