@@ -81,6 +81,22 @@ async def test_a_changed_file_is_named_with_what_was_allowed(site: Site) -> None
     assert (finding["context"]["got"], finding["context"]["expected"]) == ("ab" * 32, [digest_of(TOOLS[0])])
 
 
+async def test_the_log_says_which_files_failed_as_test_suites_expect(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    agent, kernel = await measured(site, policy_for(*TOOLS))
+    kernel.measure("/opt/evil script")
+    kernel.measure("/opt/forged", sig=signature(key, bytes.fromhex(digest_of("/opt/forged"))))
+    await site.reaches(agent, "distrusted")
+    said = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert ("keylime.ima", "WARNING", "File not found in allowlist: /opt/evil script") in said
+    assert ("keylime.ima", "WARNING", "signature for file /opt/forged is not valid") in said
+    errors = [text for name, level, text in said if (name, level) == ("keylime.ima", "ERROR")]
+    modes = "Number of failures in modes: ImaNg 1 ImaSig 1."
+    assert errors == [f"IMA ERRORS: Some entries couldn't be validated. {modes}"]
+
+
 async def test_an_excluded_file_is_passed_over(site: Site) -> None:
     agent, kernel = await measured(site, policy_for(*TOOLS, excludes=["/tmp/.*"]))
     await site.reaches(agent, "trusted", rounds=1)

@@ -3,9 +3,11 @@
 Decides texts and levels only. Nothing that comes from a node stands in a line uncleaned; key material never does.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
-from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.findings import IMA_DIGEST, IMA_NOT_ALLOWED, Finding
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Node
@@ -13,9 +15,14 @@ from limeguard.verifier.lifecycle import Event, Step
 from limeguard.verifier.supervision import Rules, Supervision
 
 log = get_logger("keylime.verifier")
+ima_log = get_logger("keylime.ima")
 tpm_log = get_logger("keylime.tpm")
 
 PCR_EVENTS: Final = "pcr_validation.invalid_pcr_"
+IMA_EVENTS: Final = "ima."
+MODES: Final = {"ima": "Ima", "ima-ng": "ImaNg", "ima-sig": "ImaSig", "ima-buf": "ImaBuf"}
+MAX_LINES: Final = 50
+"""Findings of one round that have a line of their own."""
 MAX_VALUES: Final = 4
 """Allowed values that a line shows."""
 
@@ -27,8 +34,9 @@ def log_event(node: Node, event: Event, before: Supervision, step: Step, rules: 
         case lifecycle.RoundTrusted() if before.integrity != step.state.integrity:
             log.info("Agent %s is trusted", agent)
         case lifecycle.RoundDistrusted(findings):
-            for finding in findings:
+            for finding in findings[:MAX_LINES]:
                 _log_finding(node, agent, finding)
+            _log_entries(findings)
         case lifecycle.Unreachable(reason):
             _log_unreachable(node, agent, reason, step, rules)
         case lifecycle.VersionAnswered(version):
@@ -70,6 +78,23 @@ def _log_finding(node: Node, agent: str, finding: Finding) -> None:
         )
     shown = ", ".join(f"{name}: {value}" for name, value in context.items())
     log.warning("Agent %s: %s (%s) %s", agent, finding.event_id, finding.kind.id, clean(shown))
+
+
+def _log_entries(findings: Sequence[Finding]) -> None:
+    """Say which files failed and how many of each template did, in the words that test suites match on."""
+    failed = [finding for finding in findings if finding.event_id.startswith(IMA_EVENTS)]
+    for finding in failed[:MAX_LINES]:
+        path = clean(finding.context.get("path", ""), 4_096)
+        if finding.kind is IMA_NOT_ALLOWED:
+            ima_log.warning("File not found in allowlist: %s", path)
+        elif finding.kind is IMA_DIGEST:
+            ima_log.warning("Hashes for file %s don't match %s", path, clean(finding.context.get("expected", "")))
+        if "signature" in finding.context:
+            ima_log.warning("signature for file %s is not valid", path)
+    if failed:
+        modes = Counter(MODES.get(str(finding.context.get("template", "")), "Other") for finding in failed)
+        shown = " ".join(f"{mode} {count}" for mode, count in sorted(modes.items()))
+        ima_log.error("IMA ERRORS: Some entries couldn't be validated. Number of failures in modes: %s.", shown)
 
 
 def _log_unreachable(node: Node, agent: str, reason: str, step: Step, rules: Rules) -> None:

@@ -111,6 +111,8 @@ def _measured(entry: Entry, number: int, rules: Rules, keyrings: Keyrings | None
         return Judged(constant=allowed is policy.digests)
     if entry.signature is not None and keyrings is not None and verifies(entry, keyrings.values()):
         return Judged(constant=False)
+    if entry.signature is not None and keyrings is not None:
+        finding = Finding(finding.kind, {**finding.context, "signature": "not valid"})
     return Judged((finding,))
 
 
@@ -142,7 +144,8 @@ def _check(entry: Entry, member: str, allowed: Allowed, number: int, policy: Run
     if policy.excludes.match(entry.name):
         return None
     path, digest = _said(entry.name), entry.digest.hex()
-    context: dict[str, ContextValue] = {"path": path, "entry": number, "algorithm": entry.algorithm[:20]}
+    context: dict[str, ContextValue] = {"path": path, "entry": number, "template": entry.template}
+    context["algorithm"] = entry.algorithm[:20]
     context["remedy"] = f"if this is as it should be, add {digest} to {member} of {path} in the runtime policy"
     if listed is None:
         context |= {"message": f"File not found in allowlist: {path}", "digest": digest}
