@@ -102,6 +102,8 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     option("--algo", choices=ALGORITHMS, default="", help="digest algorithm for --rootfs and --ramdisk-dir")
     option("--ramdisk-dir", default="", help="directory of initrds whose files are hashed")
     option("--rootfs", default="", help="root of a file system whose files are hashed")
+    option("--local-rpm-repo", default="", help="directory of an RPM repository")
+    option("--deb-packages", default="", help="directory of Debian packages")
     option("-s", "--skip-path", default="", help="directories below it to leave out, separated by commas")
     parser.set_defaults(run=_create)
 
@@ -131,6 +133,8 @@ def _create(options: argparse.Namespace) -> int:
             algorithm=options.algo,
             root=options.rootfs,
             ramdisks=options.ramdisk_dir,
+            rpm_repository=options.local_rpm_repo,
+            deb_packages=options.deb_packages,
             skip=[part for part in options.skip_path.split(",") if part],
             progress=lambda done: bar.update(task, completed=done),
         )

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from limeguard.authoring.policy import initrd, rootfs
+from limeguard.authoring.policy import deb, initrd, rootfs, rpm
 from limeguard.authoring.policy.collected import Digests, SourceError, merge
 from limeguard.authoring.policy.texts import (
     AMBIGUOUS,
@@ -55,6 +55,8 @@ class Request:
     algorithm: str = ""
     root: str = ""
     ramdisks: str = ""
+    rpm_repository: str = ""
+    deb_packages: str = ""
     skip: Sequence[str] = ()
     progress: rootfs.Progress | None = field(default=None, compare=False)
 
@@ -70,7 +72,12 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
     if request.root:
         scanned = rootfs.scan(request.root, algorithm, skip=request.skip, progress=request.progress)
     packed = initrd.collect(request.ramdisks, algorithm) if request.ramdisks else {}
-    document["digests"] = _sorted(merge([base, listed, measured.digests, scanned, packed]))
+    sources = [base, listed, measured.digests, scanned, packed]
+    if request.rpm_repository:
+        sources.append(rpm.local_repository(request.rpm_repository))
+    if request.deb_packages:
+        sources.append(deb.packages(request.deb_packages, algorithm))
+    document["digests"] = _sorted(merge(sources))
     _add_excludes(document, request.excludelist)
     ignored = {*document["ima"]["ignored_keyrings"], *request.ignored_keyrings}
     document["ima"]["ignored_keyrings"] = sorted(ignored)

@@ -1,0 +1,77 @@
+"""Digests of files from Debian packages in a directory, unpacked in memory, a file at a time.
+
+(Layout: deb(5), an `ar` archive with `data.tar` in one of several packings.) Signatures are those of the repository
+that the packages came from, so only packages that you trust belong into the directory.
+"""
+
+import hashlib
+import io
+import lzma
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+import zstandard
+
+from limeguard.authoring.policy.collected import Digests, SourceError, add, logged
+from limeguard.authoring.policy.initrd import unpacked
+
+_ARCHIVE: Final = b"!<arch>\n"
+_HEADER: Final = 60
+_CHUNK: Final = 1 << 20
+
+
+def packages(folder: str, algorithm: str) -> Digests:
+    """Return the digests of the regular files of every `.deb` below a directory. Raises SourceError."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise SourceError(f"{folder} is not a directory")
+    digests: Digests = {}
+    for path in sorted(root.rglob("*.deb")):
+        try:
+            for name, digest in package_digests(path.read_bytes(), algorithm):
+                add(digests, name, digest)
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            RuntimeError,
+            tarfile.TarError,
+            lzma.LZMAError,
+            zstandard.ZstdError,
+        ) as problem:
+            raise SourceError(f"The package {path} cannot be read: {problem}") from None
+    return digests
+
+
+def package_digests(package: bytes, algorithm: str) -> Iterator[tuple[str, str]]:
+    """Yield path and digest of each regular file. Raises what `packages` catches."""
+    data = _member(package, b"data.tar")
+    plain: IO[bytes] = io.BytesIO(data)
+    if data[257:262] != b"ustar":
+        plain = unpacked(plain)
+    with tarfile.open(fileobj=plain, mode="r|") as archive:
+        for entry in archive:
+            file = archive.extractfile(entry) if entry.isreg() else None
+            if file is None:
+                continue
+            digest = hashlib.new(algorithm, usedforsecurity=False)
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+            yield logged(f"/{entry.name.removeprefix('./').lstrip('/')}"), digest.hexdigest()
+
+
+def _member(package: bytes, prefix: bytes) -> bytes:
+    if not package.startswith(_ARCHIVE):
+        raise ValueError("it does not begin as a Debian package does")
+    place = len(_ARCHIVE)
+    while place + _HEADER <= len(package):
+        head = package[place : place + _HEADER]
+        size = int(head[48:58])
+        if size < 0 or place + _HEADER + size > len(package):
+            raise ValueError("it ends within a member")
+        if head[:16].startswith(prefix):
+            return package[place + _HEADER : place + _HEADER + size]
+        place += _HEADER + size + size % 2
+    raise ValueError("there is no data.tar in it")
