@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.fakes.shared import shared_path
 from tests.tenant.conftest import Heard
 
+from limeguard.policy.keyring import key_id_of
 from limeguard.tenant.errors import TenantError
 from limeguard.tenant.policies import Policies, PolicyFiles, prepare
 from limeguard.tenant.request import Request
@@ -98,9 +100,9 @@ def test_a_pcr_of_the_boot_policy_cannot_be_named_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"allowlist": "a"}, "Separate allow and exclude lists are not supported"),
-        ({"allowlist_url": "http://a"}, "Separate allow and exclude lists are not supported"),
-        ({"ima_keys": ("k",)}, "IMA signature verification keys"),
+        ({"allowlist": "/nowhere"}, "cannot be read"),
+        ({"allowlist_url": "http://a"}, "Allowlists are not downloaded"),
+        ({"ima_keys": ("/nowhere",)}, "cannot be read"),
         ({"mb_policy": "default"}, "mb_refstate is not used"),
         ({"mb_policy": ""}, "has to name a file"),
         ({"runtime_policy": "/nowhere"}, "cannot be read"),
@@ -190,3 +192,26 @@ def test_the_envelope_of_another_implementation_is_read() -> None:
     check_signed_policy(json.loads((folder / "runtime-policy-test-signed.json").read_text()), key)
     with pytest.raises(TenantError, match="failed DSSE signature verification"):
         check_signed_policy(json.loads((folder / "runtime-policy-test-signed-bad.json").read_text()), key)
+
+
+def test_older_lists_are_sent_as_a_runtime_policy(tmp_path: Path) -> None:
+    (tmp_path / "allow").write_text(f"{'a' * 64}  /bin/x\n")
+    (tmp_path / "exclude").write_text("# remark\n/tmp/.*\n")
+    policies = prepared(allowlist=str(tmp_path / "allow"), exclude=str(tmp_path / "exclude"))
+    sent = json.loads(policies.runtime)
+    assert (sent["digests"], sent["excludes"]) == ({"/bin/x": ["a" * 64]}, ["/tmp/.*"])
+    assert mask(policies) == 0x400
+    (tmp_path / "allow").write_text("short /bin/x\n")
+    with pytest.raises(TenantError, match="does not make a runtime policy"):
+        prepared(allowlist=str(tmp_path / "allow"))
+
+
+def test_keys_that_verify_files_are_sent_as_a_keyring(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (tmp_path / "key.pem").write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    policies = prepared(ima_keys=(str(tmp_path / "key.pem"),))
+    assert json.loads(policies.ima_keys)["keyids"] == [key_id_of(key)]
+    assert mask(policies) == 0x400
+    (tmp_path / "key.pem").write_text("no key")
+    with pytest.raises(TenantError, match="cannot be used"):
+        prepared(ima_keys=(str(tmp_path / "key.pem"),))

@@ -6,6 +6,7 @@ pattern, possessive repeats) is refused where the policy is accepted, with the p
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from re import _constants as sre  # type: ignore[attr-defined]
@@ -144,8 +145,10 @@ def _translated(pattern: str) -> Iterator[tuple[list[tuple[bool, str]], str]]:
     if len(pattern) > MAX_PATTERN:
         raise _NotLinearError(f"Invalid regex: longer than {MAX_PATTERN} characters")
     try:
-        re.compile(f"({pattern})")  # the list is one alternation of groups: flags for the whole pattern are errors
-        tree = sre_parser.parse(pattern)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a later Python may read otherwise is read as this one does
+            re.compile(f"({pattern})")  # the list is one alternation of groups: flags for the whole pattern are errors
+            tree = sre_parser.parse(pattern)
     except (re.error, OverflowError, RecursionError) as problem:
         raise _NotLinearError(f"Invalid regex: {problem}.") from None
     flags = tree.state.flags

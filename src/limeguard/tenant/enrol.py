@@ -271,7 +271,7 @@ def enrolment_body(
             runtime_policy_key=base64_text(policies.runtime_key),
             mb_policy=policies.boot,
             mb_policy_name=policies.boot_name,
-            ima_sign_verification_keys="",
+            ima_sign_verification_keys=policies.ima_keys,
             metadata=delivery.metadata,
             revocation_key=delivery.revocation_key,
             accept_tpm_hash_algs=accept.hashes,

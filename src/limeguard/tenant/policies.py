@@ -9,7 +9,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from limeguard.policy.keyring import KeyUnreadableError, UnsupportedKeyTypeError, keyring_text, load_public_key
+from limeguard.policy.legacy import convert, exclude_lines
 from limeguard.policy.pcrs import PcrPolicy, PolicyError, from_operator, to_wire
+from limeguard.policy.runtime import check_document
 from limeguard.tenant.errors import TenantError
 from limeguard.tenant.payload import read_bounded
 from limeguard.tenant.report import Report, info
@@ -24,7 +27,10 @@ BOOT_PCRS = frozenset(range(16)) - {IMA_PCR}
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What is sent: `tpm_policy` and `boot` as JSON text, `runtime` and `runtime_key` as the bytes of their files."""
+    """What is sent: `tpm_policy` and `boot` as JSON text, `runtime` and `runtime_key` as the bytes of their files.
+
+    `ima_keys` is the text of a keyring, "" for none.
+    """
 
     tpm_policy: str
     runtime: bytes = b""
@@ -32,6 +38,7 @@ class Policies:
     runtime_key: bytes = b""
     boot: str | None = None
     boot_name: str = ""
+    ima_keys: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +65,15 @@ def prepare(request: Request, files: PolicyFiles, report: Report) -> Policies:
         runtime_key=key,
         boot=_boot_policy(request),
         boot_name=request.mb_policy_name or "",
+        ima_keys=_ima_keys(request),
     )
 
 
 def _refuse_unjudged(request: Request) -> None:
-    old_lists = [request.allowlist, request.allowlist_url, request.exclude]
-    if any(old_lists):
+    if request.allowlist_url:
         raise TenantError(
-            "Separate allow and exclude lists are not supported: put them into one runtime policy "
-            "(--runtime-policy), as keylime-policy makes it"
-        )
-    if request.ima_keys:
-        raise TenantError(
-            "IMA signature verification keys on the command line are not supported: put them into the runtime "
-            "policy (--runtime-policy), as keylime-policy does"
+            "Allowlists are not downloaded, as nothing proves what they are: fetch the file and check it, then name it "
+            "with --allowlist"
         )
 
 
@@ -85,7 +87,7 @@ def _pcr_policy(request: Request) -> PcrPolicy:
 
 
 def _refuse_overlap(request: Request, pcrs: PcrPolicy) -> None:
-    runtime = request.runtime_policy or request.runtime_policy_url
+    runtime = request.runtime_policy or request.runtime_policy_url or request.allowlist
     for given, log, taken in ((request.mb_policy, "measured boot", BOOT_PCRS), (runtime, "IMA", {IMA_PCR})):
         both = sorted(set(pcrs.allowed) & taken)
         if given and both:
@@ -97,7 +99,8 @@ def _refuse_overlap(request: Request, pcrs: PcrPolicy) -> None:
 
 def _mask_of_logs(request: Request) -> int:
     mask = 0
-    if request.runtime_policy or request.runtime_policy_url or request.runtime_policy_name or request.allowlist_name:
+    named = request.runtime_policy_name or request.allowlist_name
+    if request.runtime_policy or request.runtime_policy_url or request.allowlist or named or request.ima_keys:
         mask |= 1 << IMA_PCR
     if request.mb_policy or request.mb_policy_name:
         mask |= sum(1 << pcr for pcr in BOOT_PCRS)
@@ -106,6 +109,8 @@ def _mask_of_logs(request: Request) -> int:
 
 def _runtime_policy(request: Request, files: PolicyFiles) -> tuple[bytes, bytes]:
     where = request.runtime_policy_url or request.runtime_policy
+    if where is None and request.allowlist is not None:
+        return _converted(request.allowlist, request.exclude), b""
     if where is None:
         return b"", b""
     content = files.downloaded
@@ -121,6 +126,35 @@ def _runtime_policy(request: Request, files: PolicyFiles) -> tuple[bytes, bytes]
     key = read_bounded(Path(request.runtime_policy_sig_key), MAX_POLICY) if request.runtime_policy_sig_key else b""
     check_signed_policy(document, key)
     return content, key
+
+
+def _ima_keys(request: Request) -> str:
+    """Return the keyring of the keys that the command line names."""
+    keys = []
+    for path in request.ima_keys:
+        try:
+            keys.append(load_public_key(read_bounded(Path(path), MAX_POLICY, "IMA signature verification key")))
+        except (KeyUnreadableError, UnsupportedKeyTypeError) as problem:
+            raise TenantError(f"The IMA signature verification key {path} cannot be used: {problem}") from problem
+    return keyring_text(keys) if keys else ""
+
+
+def _converted(allowlist: str, exclude: str | None) -> bytes:
+    """Return the runtime policy that an allowlist and an exclude list of the older formats say."""
+    try:
+        policy = convert(_text(allowlist, "Allowlist"))
+    except PolicyError as problem:
+        raise TenantError(f"Allowlist {allowlist} cannot be used: {'; '.join(problem.problems)}") from problem
+    if exclude is not None:
+        policy["excludes"] = [*policy["excludes"], *exclude_lines(_text(exclude, "Exclude list"))]
+    problems = check_document(policy)
+    if problems:
+        raise TenantError(f"Allowlist {allowlist} does not make a runtime policy: {'; '.join(problems[:5])}")
+    return json.dumps(policy).encode()
+
+
+def _text(path: str, what: str) -> str:
+    return read_bounded(Path(path), MAX_POLICY, what).decode("utf-8", "surrogateescape")
 
 
 def _check_sum(content: bytes, expected: str | None) -> None:
