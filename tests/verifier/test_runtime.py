@@ -58,6 +58,18 @@ async def test_a_listed_node_is_trusted_and_its_list_is_read_on(site: Site) -> N
     assert kernel.asked[-1] == len(kernel.lines)
 
 
+async def test_a_long_list_is_judged_beside_the_loop(site: Site) -> None:
+    names = tuple(f"/usr/lib/something/{number}" for number in range(4_000))
+    agent = await site.add_agent()
+    kernel = SoftKernel(agent.node)
+    for name in names:
+        kernel.measure(name)
+    agent.alter = kernel.alter
+    await site.enrol(agent, tpm_policy='{"mask": "0x400"}', runtime_policy=encoded(policy_for(*names)))
+    await site.reaches(agent, "trusted", rounds=2)
+    assert kernel.asked[-1] == 4_000
+
+
 async def test_a_file_that_is_not_listed_is_named(site: Site) -> None:
     agent, kernel = await measured(site, policy_for(*TOOLS))
     await site.reaches(agent, "trusted", rounds=1)

@@ -97,7 +97,10 @@ def _entries(
         # The quoted value is that of a PCR nobody extended, and lines that are shown beside it prove nothing.
         findings = (Finding(IMA_ABSENT, {"pcr": IMA_PCR, "message": "PCR 10 is zero: nothing was measured"}),)
     if result.more:
-        findings = (*findings, Finding(IMA_MORE, {"message": f"{result.more} more findings are not listed"}))
+        findings = (
+            *findings,
+            Finding(IMA_MORE, {"message": "There are too many findings, so the rest of the list was not looked at"}),
+        )
     return RuntimeVerdict(findings, result.history)
 
 

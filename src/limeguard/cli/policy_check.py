@@ -2,11 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Rules
@@ -15,6 +12,7 @@ from limeguard.authoring.policy.collected import SourceError
 from limeguard.crypto.hashes import hash_by_name
 from limeguard.policy import dsse
 from limeguard.policy.runtime import RuntimePolicy, compile_document, decode_policy, parse_runtime_policy
+from limeguard.telemetry import clean
 
 
 def check(options: argparse.Namespace) -> int:
@@ -82,29 +80,29 @@ def _report(result: ListAppraisal) -> dict[str, object]:
 
 
 def _print(result: ListAppraisal, *, proven: bool) -> None:
-    console = Console(soft_wrap=True)
-    if result.findings:
-        console.print(_table(result.findings))
-        for advice in dict.fromkeys(one.kind.advice for one in result.findings):
-            console.print(f"- {advice}", markup=False)
-        if result.more:
-            console.print(f"and {result.more} more findings")
-        return
-    said = "and leads to the PCR" if proven else "(no --pcr was given, so nobody vouches for the list)"
-    console.print(f"The list satisfies the policy {said}.", markup=False)
+    for finding in result.findings:
+        print("\n".join(_lines(finding)))
+    for advice in dict.fromkeys(one.kind.advice for one in result.findings):
+        print(f"- {advice}")
+    if result.more:
+        print("There are more findings: the rest of the list was not looked at.")
+    if not result.findings:
+        said = "and leads to the PCR" if proven else "(no --pcr was given, so nobody vouches for the list)"
+        print(f"The list satisfies the policy {said}.")
 
 
-def _table(findings: Sequence[Finding]) -> Table:
-    table = Table("entry", "file", "what is wrong", "digest seen", "digests allowed", "remedy")
-    for one in findings:
-        context = one.context
-        allowed = context.get("expected", "")
-        table.add_row(
-            str(context.get("entry", "")),
-            str(context.get("path", "")),
-            str(context.get("message", one.kind.id)),
-            str(context.get("digest", context.get("got", ""))),
-            allowed if isinstance(allowed, str) else "\n".join(map(str, allowed if isinstance(allowed, list) else ())),
-            str(context.get("remedy", "")),
-        )
-    return table
+def _lines(finding: Finding) -> Iterator[str]:
+    """Yield a finding as an indented block; names and texts come from the list and are cleaned."""
+    context = finding.context
+    yield f"entry {context.get('entry', '?')}: {clean(context.get('message', finding.kind.id), 4_096)}"
+    rows = {
+        "file": context.get("path"),
+        "digest seen": context.get("digest", context.get("got")),
+        "digests allowed": context.get("expected", "none, the file is not listed" if "digest" in context else None),
+        "signature": context.get("signature"),
+        "remedy": context.get("remedy"),
+    }
+    for name, value in rows.items():
+        if value is not None:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield f"    {name:<16}{clean(shown, 8_192)}"

@@ -116,3 +116,12 @@ def test_judging_leaves_the_policy_as_it_was() -> None:
     assert judge(entry, 0, SHA1.digest(entry.data), allowed, {}).findings == ()
     assert judge(entry, 0, SHA1.digest(entry.data), Rules(policy), {}).findings != ()
     assert (dict(policy.digests), json.dumps(document)) == (before, text)
+
+
+def test_a_hostile_list_costs_no_more_than_its_first_findings() -> None:
+    # trust: bounded
+    texts = [b"10 " + b"0" * 39 + b"1 ima-ng sha256:" + b"a" * 64 + b" /x%d" % number for number in range(200_000)]
+    result = appraise_list(texts, bank=SHA256, rules=Rules(POLICY), quoted=bytes([1] * 32), keyrings={})
+    assert len(result.findings) == 1_000
+    assert result.more
+    assert result.history.next_entry == 0

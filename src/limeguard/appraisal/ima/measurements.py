@@ -22,7 +22,9 @@ from limeguard.policy.keyring import EMPTY_KEYRING, Keyring
 from limeguard.policy.runtime import RuntimePolicy, digests_of
 
 MAX_FINDINGS: Final = 1_000
-"""Findings of one list that are kept; a node with more is no better understood by them."""
+"""Findings of one list after which the rest is not looked at: the verdict stands, and a hostile list costs no more."""
+MAX_SEARCHED: Final = 50
+"""Findings after which names with line ends are not looked for any more; honest lists have none before them."""
 MAX_LEARNED: Final = 1_000
 """Keys that one node may teach; a kernel's keyrings hold a handful."""
 _VIOLATION: Final = b"\xff"
@@ -35,7 +37,8 @@ class ListAppraisal:
 
     `running` is PCR 10 after all lines that could be read. `history` is what the next round starts from, as it was
     before when there are findings. `padded` says that the bank holds zero-padded SHA-1 digests, as kernels write that
-    had no implementation of its hash when IMA began. `more` counts findings beyond those kept.
+    had no implementation of its hash when IMA began. `more` is not 0 when there
+    were too many findings and the rest of the list was not looked at.
     """
 
     findings: tuple[Finding, ...]
@@ -111,7 +114,7 @@ class _Run:
     def replay(self) -> None:
         """Fold every entry and judge it. Clean lines, nearly all, stay in the tight loop of `_clean_lines`."""
         index, end = 0, len(self.lines)
-        while index < end:
+        while index < end and not self.more:
             index = self._clean_lines(index)
             if index < end:
                 index = self._entry(index)
@@ -165,7 +168,7 @@ class _Run:
             return index + 1
         self.count += 1
         try:
-            entry, span = entry_at(self.lines, index, self.log_hash)
+            entry, span = entry_at(self.lines, index, self.log_hash, joined=len(self.findings) < MAX_SEARCHED)
         except MalformedEvidence as problem:
             self.unread.add(index)
             text = self.lines[index][:400].decode("utf-8", "backslashreplace")

@@ -40,11 +40,12 @@ def parse_line(line: bytes) -> Entry:
     return entry_from_text(pcr, hex_bytes(digest, "template digest"), template_of(name), text)
 
 
-def entry_at(lines: Sequence[bytes], index: int, log_hash: HashAlgorithm) -> tuple[Entry, int]:
+def entry_at(lines: Sequence[bytes], index: int, log_hash: HashAlgorithm, *, joined: bool = True) -> tuple[Entry, int]:
     """Return the entry that begins in line `index`, and how many lines it spans. Raises MalformedEvidence.
 
     A file name may hold line ends. So where a line alone does not fit its own template digest, the lines after it are
-    taken to be more of it if, and only if, the digest then fits; without such a fit the line stands alone.
+    taken to be more of it if, and only if, the digest then fits; without such a fit the line stands alone. With `joined`
+    False they are not looked at.
     """
     problem: MalformedEvidence | None = None
     alone: Entry | None = None
@@ -55,13 +56,14 @@ def entry_at(lines: Sequence[bytes], index: int, log_hash: HashAlgorithm) -> tup
     else:
         if alone.violates(log_hash.size) or fits(alone, log_hash):
             return alone, 1
-    for count in range(2, min(MAX_CONTINUATIONS + 2, len(lines) - index + 1)):
+    most = MAX_CONTINUATIONS if joined else 0
+    for count in range(2, min(most + 2, len(lines) - index + 1)):
         try:
-            joined = parse_line(b"\n".join(lines[index : index + count]))
+            whole = parse_line(b"\n".join(lines[index : index + count]))
         except MalformedEvidence:
             continue
-        if joined.pcr.isdigit() and fits(joined, log_hash):
-            return joined, count
+        if whole.pcr.isdigit() and fits(whole, log_hash):
+            return whole, count
     if alone is not None:
         return alone, 1
     raise problem or MalformedEvidence("line", "cannot be read")
