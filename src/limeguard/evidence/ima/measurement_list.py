@@ -44,8 +44,8 @@ def entry_at(lines: Sequence[bytes], index: int, log_hash: HashAlgorithm, *, joi
     """Return the entry that begins in line `index`, and how many lines it spans. Raises MalformedEvidence.
 
     A file name may hold line ends. So where a line alone does not fit its own template digest, the lines after it are
-    taken to be more of it if, and only if, the digest then fits; without such a fit the line stands alone. With `joined`
-    False they are not looked at.
+    taken to be more of it if, and only if, the digest then fits; without such a fit the line stands alone.
+    With `joined` False they are not looked at.
     """
     problem: MalformedEvidence | None = None
     alone: Entry | None = None
