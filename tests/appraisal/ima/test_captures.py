@@ -1,6 +1,7 @@
 """Measurement lists of real kernels, captured with the PCRs of their TPM: every template, several banks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ from tests.fakes.shared import shared_path
 
 from limeguard.appraisal.ima.entries import Rules
 from limeguard.appraisal.ima.measurements import appraise_list, split_lines
+from limeguard.appraisal.ima.signatures import verifies
 from limeguard.crypto.hashes import SHA1, hash_by_name
 from limeguard.evidence.ima.measurement_list import entry_at, parse_binary
+from limeguard.policy.keyring import Keyring, load_public_key
 from limeguard.policy.runtime import compile_document, empty_policy_document
 
 CAPTURES = Path(__file__).parents[4] / "shared/fixtures/vm"
@@ -70,3 +73,18 @@ def test_a_policy_of_the_files_on_disk_accepts_the_boot() -> None:
     lines = split_lines((folder / "ima.ascii").read_bytes())
     result = appraise_list(lines, bank=bank, rules=Rules(compile_document(document)), quoted=quoted, keyrings={})
     assert [finding.context["path"] for finding in result.findings] == ["boot_aggregate"]
+
+
+@pytest.mark.parametrize(
+    "name", ["uki-snakeoil-imasig/2-signed", "verity", "template-ima-sigv2", "template-ima-modsig"]
+)
+def test_signatures_of_real_files_verify_with_the_keys_that_made_them(name: str) -> None:
+    folder = shared_path("fixtures/vm") / name
+    keys = [load_public_key((folder / file).read_bytes()) for file in ("ima-rsa2048.der", "ima-ec256.der")]
+    ring = Keyring({key_id: key for key, key_id in keys})
+    signed = [entry for entry in parse_binary((folder / "ima.bin").read_bytes()) if entry.signature is not None]
+    assert len(signed) >= 2
+    for entry in signed:
+        assert verifies(entry, [ring]), entry.name
+        assert not verifies(replace(entry, digest=bytes([entry.digest[0] ^ 1]) + entry.digest[1:]), [ring])
+        assert not verifies(entry, [])
