@@ -165,7 +165,9 @@ def _judge_values(
     if expected.runtime is not None and Check.IMA_LOG in required:
         measured = Measured(evidence.ima_log, evidence.ima_entry)
         verdict = appraise_runtime(measured, quoted, expected.runtime, history.ima, same_boot=same_boot)
-        if verdict is not None:
+        if verdict is None:
+            ima = NO_IMA
+        else:
             ran |= {Check.IMA_LOG}
             findings += verdict.findings
             ima = verdict.history

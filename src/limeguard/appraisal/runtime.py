@@ -51,8 +51,9 @@ def appraise_runtime(
 ) -> RuntimeVerdict | None:
     """Judge the IMA log; `history` is what earlier rounds proved, `same_boot` whether the machine still runs since.
 
-    Return None when the log was asked for from where an earlier boot had come to: what came then can neither be
-    believed nor held against the node, and has to be asked for from its beginning.
+    Return None when the log was asked for from where an earlier boot had come to, or from where another device-mapper
+    policy had: what came then can neither be believed nor held against the node, and has to be asked for from its
+    beginning.
     """
     if measured.text is None:
         return _only(
@@ -61,7 +62,7 @@ def appraise_runtime(
     if measured.first not in {0, history.next_entry}:
         text = f"The IMA log begins at entry {measured.first}, entry {history.next_entry} was asked for"
         return _only(Finding(IMA_ENTRY_NUMBER, {"message": text}))
-    if measured.first and not same_boot:
+    if measured.first and not (same_boot and _same_devices(expected, history)):
         return None
     if not measured.first:
         history = NO_IMA
@@ -69,6 +70,12 @@ def appraise_runtime(
     if value is None:
         return _only(Finding(IMA_ABSENT, {"pcr": IMA_PCR, "message": "PCR 10 was not quoted"}))
     return _entries(measured.text, value, quoted, expected, history)
+
+
+def _same_devices(expected: RuntimeExpected, history: ImaHistory) -> bool:
+    """Say whether the device-mapper policy in force made the record of devices: no other can go on with it."""
+    devices = expected.policy.devices
+    return devices is None or devices.checksum == history.devices.checksum
 
 
 def _entries(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from limeguard.crypto.hashes import SHA1, HashAlgorithm, hash_by_name
+from limeguard.policy.device_mapper import DevicePolicy, compile_devices, device_problems
 from limeguard.policy.errors import MAX_PROBLEMS, PolicyError
 from limeguard.policy.excludes import NO_EXCLUDES, Excludes, compile_excludes
 from limeguard.policy.keyring import EMPTY_KEYRING, Keyring, parse_keyring
@@ -33,7 +34,7 @@ class RuntimePolicy:
     """A runtime policy, ready for look-ups. Never changed by judging; `checksum` is SHA-256 of its text, hex.
 
     Names are bytes as in the measurement list; digests are raw bytes of any algorithm. `log_hash` is the algorithm of
-    the template digests in the ASCII list's second column.
+    the template digests in the ASCII list's second column; `devices` judges events of the device mapper.
     """
 
     digests: Allowed
@@ -43,6 +44,7 @@ class RuntimePolicy:
     ignored_keyrings: frozenset[bytes] = frozenset()
     log_hash: HashAlgorithm = SHA1
     verification_keys: Keyring = EMPTY_KEYRING
+    devices: DevicePolicy | None = None
     generator: int = 0
     checksum: str = field(default="", compare=False)
 
@@ -59,6 +61,7 @@ class RuntimePolicy:
             or self.excludes.patterns
             or self.ignored_keyrings
             or self.verification_keys.keys
+            or self.devices is not None
         )
 
 
@@ -123,6 +126,7 @@ def compile_document(document: Mapping[str, Any], checksum: str = "") -> Runtime
         ignored_keyrings=frozenset(_name(name) for name in ima.get("ignored_keyrings", ())),
         log_hash=hash_by_name(ima.get("log_hash_alg", "sha1")) or SHA1,
         verification_keys=parse_keyring(document.get("verification-keys") or ""),
+        devices=None if ima.get("dm_policy") is None else compile_devices(ima["dm_policy"]),
         generator=(document.get("meta") or {}).get("generator", 0),
         checksum=checksum,
     )
@@ -258,7 +262,7 @@ def _ima_problems(ima: object) -> Iterator[str]:
     if algorithm not in LOG_HASHES:
         yield f"{_short(algorithm)} is not one of {list(LOG_HASHES)!r} (ima.log_hash_alg)"
     if ima.get("dm_policy") is not None:
-        yield _not_of_type(ima["dm_policy"], "null", "ima.dm_policy")
+        yield from device_problems(ima["dm_policy"])
 
 
 def _key_problems(text: object) -> Iterator[str]:

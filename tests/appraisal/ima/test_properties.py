@@ -57,7 +57,7 @@ def test_the_shortcut_agrees_with_the_judge(text: bytes, place: int, byte: int) 
         if one in known or short is not None:
             entry = parse_line(one)
             assert fits(entry, SHA1)
-            assert judge(entry, 0, SHA1.digest(entry.data), Rules(POLICY), {}).findings == ()
+            assert judge(entry, 0, SHA1.digest(entry.data), Rules(POLICY), {}, {}).findings == ()
             assert short in {None, SHA256.digest(entry.data)}
             assert known.get(one) in {None, SHA256.digest(entry.data)}
 
@@ -113,8 +113,8 @@ def test_judging_leaves_the_policy_as_it_was() -> None:
     before = dict(policy.digests)
     entry = parse_line(line("boot_aggregate", "ab" * 32, "ima-ng", "10", ""))
     allowed = Rules(policy, boot_aggregates=(bytes.fromhex("ab" * 32),))
-    assert judge(entry, 0, SHA1.digest(entry.data), allowed, {}).findings == ()
-    assert judge(entry, 0, SHA1.digest(entry.data), Rules(policy), {}).findings != ()
+    assert judge(entry, 0, SHA1.digest(entry.data), allowed, {}, {}).findings == ()
+    assert judge(entry, 0, SHA1.digest(entry.data), Rules(policy), {}, {}).findings != ()
     assert (dict(policy.digests), json.dumps(document)) == (before, text)
 
 

@@ -4,7 +4,7 @@ Decides in the order that Keylime does, so that the same entry has the same even
 reached; the caller does not believe a clean entry before replay has vouched for it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from limeguard.appraisal.findings import (
@@ -18,9 +18,11 @@ from limeguard.appraisal.findings import (
     ContextValue,
     Finding,
 )
+from limeguard.appraisal.ima.devices import Change, Devices, judge_event
 from limeguard.appraisal.ima.history import Keyrings
 from limeguard.appraisal.ima.signatures import verifies
 from limeguard.crypto.keys import PublicKey
+from limeguard.evidence.ima.device_mapper import EVENTS
 from limeguard.evidence.ima.templates import Entry
 from limeguard.policy.keyring import (
     KeyUnreadableError,
@@ -35,18 +37,21 @@ MAX_SHOWN: Final = 16
 ALL_KEYRINGS: Final = b"*"
 BOOT_AGGREGATE: Final = b"boot_aggregate"
 TENANT_KEYRING: Final = b"tenant_keyring"
+_DEVICE_EVENTS: Final = frozenset(name.encode() for name in EVENTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """What an entry came to. `learned` is a key that the policy vouches for: keyring, id, key.
 
+    `devices` is what an event of the device mapper changes in the record of devices, findings or none.
     `constant` says that the same line has the same verdict on each node with this policy.
     """
 
     findings: tuple[Finding, ...] = ()
     learned: tuple[bytes, int, PublicKey] | None = None
     constant: bool = True
+    devices: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,13 @@ class Rules:
     violations_found: bool = True
 
 
-def judge(entry: Entry, number: int, log_digest: bytes, rules: Rules, keyrings: Keyrings | None) -> Judged:
+def judge(
+    entry: Entry, number: int, log_digest: bytes, rules: Rules, keyrings: Keyrings | None, devices: Devices
+) -> Judged:
     """Judge entry `number` (0-based in the whole list), whose template data hashes to `log_digest`.
 
-    `keyrings` None: signatures are not looked at, as in a one-shot verification.
+    `keyrings` None: signatures are not looked at, as in a one-shot verification. `devices` is the record that earlier
+    events of the device mapper made.
     """
     findings: list[Finding] = []
     if entry.pcr.strip() != IMA_PCR:
@@ -87,14 +95,15 @@ def judge(entry: Entry, number: int, log_digest: bytes, rules: Rules, keyrings: 
             "entry": number,
         }
         return Judged((*findings, Finding(IMA_TEMPLATE_HASH, context)))
-    judged = _measured(entry, number, rules, keyrings)
-    return Judged((*findings, *judged.findings), judged.learned, judged.constant) if findings else judged
+    if entry.buffer is not None:
+        judged = _buffer(entry, entry.buffer, number, rules.policy, devices)
+    else:
+        judged = _measured(entry, number, rules, keyrings)
+    return replace(judged, findings=(*findings, *judged.findings)) if findings else judged
 
 
 def _measured(entry: Entry, number: int, rules: Rules, keyrings: Keyrings | None) -> Judged:
     policy = rules.policy
-    if entry.buffer is not None:
-        return _buffer(entry, entry.buffer, number, policy)
     if policy is None:
         if keyrings is None or "sig" not in entry.template:
             return Judged(constant=False)
@@ -116,12 +125,17 @@ def _measured(entry: Entry, number: int, rules: Rules, keyrings: Keyrings | None
     return Judged((finding,))
 
 
-def _buffer(entry: Entry, buffer: bytes, number: int, policy: RuntimePolicy | None) -> Judged:
+def _buffer(entry: Entry, buffer: bytes, number: int, policy: RuntimePolicy | None, devices: Devices) -> Judged:
     try:
         key, key_id = load_public_key(buffer)
     except UnsupportedKeyTypeError as problem:
         return Judged((Finding(IMA_KEY, {"message": str(problem), "path": _said(entry.name), "entry": number}),))
     except KeyUnreadableError:
+        if policy is not None and policy.devices is not None and entry.name in _DEVICE_EVENTS:
+            name = entry.name.decode("ascii")
+            verdict = judge_event(name, entry.algorithm, entry.digest, buffer, policy.devices, devices)
+            findings = tuple(Finding(item.kind, {**item.context, "entry": number}) for item in verdict.findings)
+            return Judged(findings, constant=False, devices=verdict.changes)
         return _result(None if policy is None else _check(entry, "ima-buf", policy.ima_buf, number, policy))
     if policy is None or ALL_KEYRINGS in policy.ignored_keyrings or entry.name in policy.ignored_keyrings:
         return Judged()

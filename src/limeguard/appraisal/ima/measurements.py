@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from limeguard.appraisal.findings import IMA_LINE, IMA_PROGRESS, IMA_REPLAY, Finding
+from limeguard.appraisal.ima.devices import NO_DEVICES, Change, Device, DeviceStates, changed, missing_devices
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Judged, Rules, judge
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory, Keyrings
 from limeguard.appraisal.ima.memo import MAX_LINE
@@ -103,6 +104,8 @@ class _Run:
         if keyrings is not None:
             self.keyrings = {**keyrings, **history.keyrings}
         self.learned: list[tuple[int, bytes, int, PublicKey]] = []
+        self.devices = dict(history.devices.devices)
+        self.device_changes: list[tuple[int, tuple[Change, ...]]] = []
         self.findings: list[Finding] = []
         self.more = 0
         self.unread: set[int] = set()
@@ -178,7 +181,9 @@ class _Run:
         digest = _VIOLATION * self.bank.size if violation else self.bank.digest(entry.data)
         self.fold = self.bank.digest(self.fold + digest)
         log_digest = self.log_hash.digest(entry.data)
-        self._keep(index, span, judge(entry, self.history.next_entry + index, log_digest, self.rules, self.keyrings))
+        number = self.history.next_entry + index
+        judged = judge(entry, number, log_digest, self.rules, self.keyrings, self.devices)
+        self._keep(index, span, judged)
         self.unread.update(range(index + 1, index + span))
         self.count += span - 1
         if self.matched is None and self.fold == self.quoted:
@@ -191,6 +196,9 @@ class _Run:
         for finding in judged.findings:
             self._found(finding)
         self.constant = judged.constant and judged.learned is None
+        if judged.devices:
+            changed(self.devices, judged.devices)
+            self.device_changes.append((index + span, judged.devices))
         if judged.learned is None or self.keyrings is None or len(self.learned) >= MAX_LEARNED:
             return
         name, key_id, key = judged.learned
@@ -219,6 +227,7 @@ class _Run:
         if self.quoted is not None:
             at = self.quoted
             self._check_reached()
+        devices = self._devices()
         if self.findings or self.matched is None or self.quoted is None:
             return ListAppraisal(tuple(self.findings), self.matched, self.fold, self.history, padded, self.more)
         history = ImaHistory(
@@ -226,6 +235,7 @@ class _Run:
             pcr=at,
             keyrings=self._learned(self.matched),
             progress=(self.matched, self.count),
+            devices=devices,
         )
         return ListAppraisal((), self.matched, self.fold, history, padded)
 
@@ -239,6 +249,22 @@ class _Run:
                 "The measurement list does not make progress: the quoted PCR 10 lags behind lines that were sent before"
             )
             self._found(Finding(IMA_PROGRESS, {"message": text}))
+
+    def _devices(self) -> DeviceStates:
+        """Return the record of devices at the quoted value, and say which required ones it lacks.
+
+        Lines after the quoted value have been judged, but what they did to the record is forgotten.
+        """
+        policy = self.rules.policy.devices if self.rules.policy is not None else None
+        if policy is None or self.matched is None:
+            return NO_DEVICES
+        proven: dict[str, Device] = dict(self.history.devices.devices)
+        for end, changes in self.device_changes:
+            if end <= self.matched:
+                changed(proven, changes)
+        for finding in missing_devices(policy, proven):
+            self._found(finding)
+        return DeviceStates(policy.checksum, proven)
 
     def _progressed(self, matched: int) -> bool:
         """Say whether the quote covers at least the lines that were sent but not covered the last time."""
