@@ -18,6 +18,8 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 
 from limeguard.authoring.policy import build, signing
 from limeguard.authoring.policy.collected import SourceError
+from limeguard.authoring.policy.deb_remote import DebSource
+from limeguard.authoring.policy.fetching import WORKERS
 from limeguard.policy.difference import differences
 from limeguard.policy.errors import PolicyError
 from limeguard.policy.legacy import convert, exclude_lines
@@ -103,9 +105,47 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     option("--ramdisk-dir", default="", help="directory of initrds whose files are hashed")
     option("--rootfs", default="", help="root of a file system whose files are hashed")
     option("--local-rpm-repo", default="", help="directory of an RPM repository")
-    option("--deb-packages", default="", help="directory of Debian packages")
+    option(
+        "--remote-rpm-repo", default="", metavar="URL", help="RPM repository on a server: https://, http://, file://"
+    )
+    option("--max-workers", type=_positive, default=WORKERS, help="files fetched at a time")
+    _add_deb(parser)
     option("-s", "--skip-path", default="", help="directories below it to leave out, separated by commas")
     parser.set_defaults(run=_create)
+
+
+def _add_deb(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("--deb-packages", default="", help="directory of Debian packages")
+    option("--deb-repository", default="", metavar="URL", help="Debian repository; needs --deb-suite")
+    option("--deb-suite", default="", help="suite of the Debian repository, such as bookworm")
+    option("--deb-component", action="append", default=[], help="component of the suite, main if there is none")
+    option("--deb-architecture", default="amd64", help="architecture of the machines")
+    option("--deb-keyring", default="", help="keys that sign the suite; without it those of the distribution")
+    option("--deb-status", default="", help="copy of /var/lib/dpkg/status: only what is installed there")
+    option("--deb-only", action="append", default=[], metavar="NAME", help="only this package")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _deb_source(options: argparse.Namespace) -> DebSource | None:
+    if not options.deb_repository:
+        return None
+    if not options.deb_suite:
+        raise SourceError("--deb-repository needs --deb-suite, such as bookworm")
+    return DebSource(
+        url=options.deb_repository,
+        suite=options.deb_suite,
+        components=tuple(options.deb_component) or ("main",),
+        architecture=options.deb_architecture,
+        keyring=options.deb_keyring,
+        only=tuple(options.deb_only),
+        status=options.deb_status,
+    )
 
 
 def _create(options: argparse.Namespace) -> int:
@@ -113,7 +153,7 @@ def _create(options: argparse.Namespace) -> int:
         logging.getLogger("keylime.policy").warning("--algo has an effect only with --rootfs and --ramdisk-dir")
     bar = Progress(
         SpinnerColumn(),
-        TextColumn("files hashed"),
+        TextColumn("files or packages read"),
         MofNCompleteColumn(),
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
@@ -134,11 +174,14 @@ def _create(options: argparse.Namespace) -> int:
             root=options.rootfs,
             ramdisks=options.ramdisk_dir,
             rpm_repository=options.local_rpm_repo,
+            rpm_url=options.remote_rpm_repo,
             deb_packages=options.deb_packages,
+            deb_repository=_deb_source(options),
+            workers=options.max_workers,
             skip=[part for part in options.skip_path.split(",") if part],
             progress=lambda done: bar.update(task, completed=done),
         )
-        document = build.build(request, datetime.fromtimestamp(time(), UTC).replace(tzinfo=None))
+        document = build.build(request, datetime.fromtimestamp(time(), UTC))
     text = build.listing(document) if options.show_legacy_allowlist else json.dumps(document)
     _write(options.output, text)
     return 0

@@ -1,13 +1,14 @@
 """From sources to one policy: which algorithm, what is merged, and whether the result may be uploaded."""
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from limeguard.authoring.policy import deb, initrd, rootfs, rpm
+from limeguard.authoring.policy import deb, deb_remote, fetching, initrd, rootfs, rpm, rpm_remote
 from limeguard.authoring.policy.collected import Digests, SourceError, merge
 from limeguard.authoring.policy.texts import (
     AMBIGUOUS,
@@ -56,7 +57,10 @@ class Request:
     root: str = ""
     ramdisks: str = ""
     rpm_repository: str = ""
+    rpm_url: str = ""
     deb_packages: str = ""
+    deb_repository: deb_remote.DebSource | None = None
+    workers: int = fetching.WORKERS
     skip: Sequence[str] = ()
     progress: rootfs.Progress | None = field(default=None, compare=False)
 
@@ -73,10 +77,7 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
         scanned = rootfs.scan(request.root, algorithm, skip=request.skip, progress=request.progress)
     packed = initrd.collect(request.ramdisks, algorithm) if request.ramdisks else {}
     sources = [base, listed, measured.digests, scanned, packed]
-    if request.rpm_repository:
-        sources.append(rpm.local_repository(request.rpm_repository))
-    if request.deb_packages:
-        sources.append(deb.packages(request.deb_packages, algorithm))
+    sources += _packages(request, algorithm, now)
     document["digests"] = _sorted(merge(sources))
     _add_excludes(document, request.excludelist)
     ignored = {*document["ima"]["ignored_keyrings"], *request.ignored_keyrings}
@@ -84,12 +85,25 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
     _add_buffers(document, measured, request)
     if request.verification_keys:
         document["verification-keys"] = with_keys(document["verification-keys"], request.verification_keys)
-    document["meta"] = {"version": 1, "generator": LEGACY_GENERATOR, "timestamp": str(now)}
+    document["meta"] = {"version": 1, "generator": LEGACY_GENERATOR, "timestamp": str(now.replace(tzinfo=None))}
     problems = check_document(document)
     if problems:
         log.error("The policy would not be accepted: %s", "; ".join(problems[:10]))
         raise SourceError(ABORTING)
     return document
+
+
+def _packages(request: Request, algorithm: str, now: datetime) -> Iterator[Digests]:
+    """Yield what repositories say, those on this machine first."""
+    if request.rpm_repository:
+        yield rpm.local_repository(request.rpm_repository)
+    if request.rpm_url:
+        yield asyncio.run(rpm_remote.remote_repository(request.rpm_url, request.workers, request.progress))
+    if request.deb_packages:
+        yield deb.packages(request.deb_packages, algorithm)
+    if request.deb_repository is not None:
+        remote = deb_remote.remote_packages(request.deb_repository, algorithm, now, request.workers, request.progress)
+        yield asyncio.run(remote)
 
 
 def listing(document: Mapping[str, Any]) -> str:

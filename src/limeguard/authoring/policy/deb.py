@@ -6,20 +6,20 @@ that the packages came from, so only packages that you trust belong into the dir
 
 import hashlib
 import io
-import lzma
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Final
 
-import zstandard
-
 from limeguard.authoring.policy.collected import Digests, SourceError, add, logged
-from limeguard.authoring.policy.initrd import unpacked
+from limeguard.authoring.policy.initrd import UNPACKING, unpacked
 
 _ARCHIVE: Final = b"!<arch>\n"
 _HEADER: Final = 60
 _CHUNK: Final = 1 << 20
+_MERGED: Final = frozenset({"bin", "sbin", "lib", "lib32", "lib64", "libo32", "libx32"})
+UNREADABLE: Final = (*UNPACKING, tarfile.TarError)
+"""What `package_digests` raises for a package that is none."""
 
 
 def packages(folder: str, algorithm: str) -> Digests:
@@ -32,21 +32,13 @@ def packages(folder: str, algorithm: str) -> Digests:
         try:
             for name, digest in package_digests(path.read_bytes(), algorithm):
                 add(digests, name, digest)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            RuntimeError,
-            tarfile.TarError,
-            lzma.LZMAError,
-            zstandard.ZstdError,
-        ) as problem:
+        except UNREADABLE as problem:
             raise SourceError(f"The package {path} cannot be read: {problem}") from None
     return digests
 
 
 def package_digests(package: bytes, algorithm: str) -> Iterator[tuple[str, str]]:
-    """Yield path and digest of each regular file. Raises what `packages` catches."""
+    """Yield path and digest of each regular file. Raises one of `UNREADABLE`."""
     data = _member(package, b"data.tar")
     plain: IO[bytes] = io.BytesIO(data)
     if data[257:262] != b"ustar":
@@ -59,7 +51,15 @@ def package_digests(package: bytes, algorithm: str) -> Iterator[tuple[str, str]]
             digest = hashlib.new(algorithm, usedforsecurity=False)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-            yield logged(f"/{entry.name.removeprefix('./').lstrip('/')}"), digest.hexdigest()
+            for path in _paths(entry.name.removeprefix("./").lstrip("/")):
+                yield logged(path), digest.hexdigest()
+
+
+def _paths(name: str) -> Iterator[str]:
+    """Yield where a file may be once it is installed: Debian's top-level folders are links into /usr by now."""
+    yield f"/{name}"
+    if name.partition("/")[0] in _MERGED:
+        yield f"/usr/{name}"
 
 
 def _member(package: bytes, prefix: bytes) -> bytes:

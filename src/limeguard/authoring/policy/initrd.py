@@ -28,6 +28,9 @@ _LZ4_LEGACY: Final = b"\x02\x21\x4c\x18"
 _LZ4_BLOCK: Final = 8 << 20
 _MAX_NAME: Final = 4_096
 
+UNPACKING: Final = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zstandard.ZstdError)
+"""What reading `unpacked` may raise."""
+
 Opener = Callable[[IO[bytes]], IO[bytes]]
 
 
@@ -42,7 +45,7 @@ def collect(folder: str, algorithm: str) -> Digests:
         try:
             for name, digest in image_digests(image.read_bytes(), algorithm):
                 add(digests, name, digest)
-        except (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zstandard.ZstdError) as problem:
+        except UNPACKING as problem:
             raise SourceError(f"The initrd {image} cannot be read: {problem}") from None
     return digests
 

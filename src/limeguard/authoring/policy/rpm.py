@@ -5,18 +5,17 @@ never believes a length; whether a repository is signed is checked by `gpgv`, wh
 """
 
 import struct
-import subprocess
-import tempfile
-from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from shutil import which
 from typing import Any, Final
 
 from limeguard.authoring.policy.collected import Digests, SourceError, add, logged
+from limeguard.authoring.policy.openpgp import check_detached
 from limeguard.telemetry import get_logger
 
 log = get_logger("keylime.policy")
+
+UNSIGNED: Final = "Warning. Unsigned repository. Continuing the RPM scanning"
 
 _LEAD: Final = 96
 _LEAD_MAGIC: Final = b"\xed\xab\xee\xdb"
@@ -29,6 +28,10 @@ _INT32: Final = 4
 _STRING_ARRAY: Final = 8
 _DIGESTS, _DIR_INDEXES, _BASE_NAMES, _DIR_NAMES = 1035, 1116, 1117, 1118
 _WANTED: Final = frozenset({_DIGESTS, _DIR_INDEXES, _BASE_NAMES, _DIR_NAMES})
+
+
+class TruncatedError(ValueError):
+    """The package ends within its headers."""
 
 
 def local_repository(folder: str) -> Digests:
@@ -52,6 +55,8 @@ def local_repository(folder: str) -> Digests:
 
 def package_digests(package: bytes) -> Iterator[tuple[str, str]]:
     """Yield path and digest of each regular file of a package. Raises ValueError."""
+    if len(package) < _LEAD:
+        raise TruncatedError("it ends within its lead")
     if package[:4] != _LEAD_MAGIC:
         raise ValueError("it does not begin as an RPM package does")
     _, end = _header(package, _LEAD)
@@ -68,13 +73,13 @@ def package_digests(package: bytes) -> Iterator[tuple[str, str]]:
 def _header(package: bytes, start: int) -> tuple[Mapping[int, list[Any]], int]:
     """Return the wanted values of the header at `start`, and where it ends."""
     if start + _INTRO.size > len(package):
-        raise ValueError("it ends before a header")
+        raise TruncatedError("it ends before a header")
     magic, count, size = _INTRO.unpack_from(package, start)
     if magic != _MAGIC or count > _MAX_ENTRIES or size > _MAX_DATA:
         raise ValueError("there is no header where one should be")
     data = start + _INTRO.size + count * _INDEX.size
     if data + size > len(package):
-        raise ValueError("it ends within a header")
+        raise TruncatedError("it ends within a header")
     store = package[data : data + size]
     values: dict[int, list[Any]] = {}
     for number in range(count):
@@ -102,34 +107,8 @@ def _values(store: bytes, kind: int, offset: int, length: int) -> list[Any]:
 def _check_signature(repomd: Path) -> None:
     signature, key = repomd.with_name("repomd.xml.asc"), repomd.with_name("repomd.xml.key")
     if not signature.exists():
-        log.warning("Unsigned repository. Continuing the RPM local repo")
+        log.warning(UNSIGNED)
         return
     if not key.exists():
         raise SourceError(f"Error. Key file {key} missing")
-    program = which("gpgv")
-    if program is None:
-        raise SourceError("Checking the repository's signature needs gpgv (Debian and Ubuntu: gpgv)")
-    with tempfile.TemporaryDirectory() as folder:
-        ring = Path(folder) / "key.gpg"
-        ring.write_bytes(unarmoured(key.read_bytes()))
-        command = [program, "--homedir", folder, "--keyring", str(ring), str(signature), str(repomd)]
-        done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 - a program of the system
-    if done.returncode != 0:
-        raise SourceError("Error. Invalid signature. Untrusted repository")
-
-
-def unarmoured(key: bytes) -> bytes:
-    """Return the bytes inside OpenPGP's ASCII armour (RFC 9580 §6); what has none is returned as it is."""
-    if not key.lstrip().startswith(b"-----BEGIN PGP"):
-        return key
-    lines = key.decode("ascii", "replace").splitlines()
-    start = next((number for number, line in enumerate(lines) if not line.strip()), 0) + 1
-    body = []
-    for line in lines[start:]:
-        if line.startswith(("=", "-----END")):
-            break
-        body.append(line.strip())
-    try:
-        return b64decode("".join(body), validate=True)
-    except ValueError:
-        raise SourceError("The repository's key is not readable") from None
+    check_detached(repomd.read_bytes(), signature.read_bytes(), key.read_bytes())
