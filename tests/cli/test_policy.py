@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.fakes.soft_ima import SoftKernel, digest_of, policy_for
+from tests.fakes.soft_ima import SoftKernel, digest_of, field, policy_for
 from tests.fakes.softtpm import SoftNode
 
 from limeguard.cli.older_policy import convert_runtime_policy, sign_runtime_policy
 from limeguard.cli.policy import keylime_policy, policy
+from limeguard.evidence.ima.measurement_list import parse_line
 from limeguard.policy import dsse
 
 
@@ -42,6 +43,23 @@ def test_check_names_file_digest_and_remedy(files: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "/tmp/evil" in said
     assert "- " in said
+
+
+def test_check_reads_the_binary_list_as_well(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    binary = b""
+    for line in (files / "log").read_text().splitlines():
+        entry = parse_line(line.encode())
+        binary += (10).to_bytes(4, "little") + entry.template_digest + b"\x06\0\0\0ima-ng" + field(entry.data)
+    (files / "binary").write_bytes(binary)
+    results = []
+    for log in ("log", "binary"):
+        pcr = (files / "pcr").read_text()
+        assert policy(["check", "--policy", str(files / "policy"), "--log", str(files / log), "--pcr", pcr, "--json"])
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+    (files / "binary").write_bytes(binary[:-3])
+    assert policy(["check", "--policy", str(files / "policy"), "--log", str(files / "binary")]) == 1
+    assert "is not a binary measurement list: template data: needs" in capsys.readouterr().err
 
 
 def test_check_believes_a_list_only_with_its_pcr(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

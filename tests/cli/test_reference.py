@@ -10,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from limeguard.cli.ima_emulator import make_parser as make_emulator_parser
 from limeguard.cli.main import limeguard
 from limeguard.cli.policy import make_parser as make_policy_parser
 from limeguard.cli.reference import PAGES
@@ -56,6 +57,9 @@ def click_options() -> set[str]:
     return found - {"--help", "--version"}
 
 
+OPTIONS = tenant_options() | click_options() | policy_options() | policy_options(make_emulator_parser())
+
+
 @pytest.mark.parametrize("name", [name for name, _ in commands(limeguard)])
 def test_every_command_is_on_the_page(name: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(name.rsplit(' ', maxsplit=1)[-1])}(?![\w-])", CODE)
@@ -66,7 +70,7 @@ def test_every_command_of_the_tenant_is_on_the_page(name: str) -> None:
     assert f"`{name}`" in PAGE
 
 
-@pytest.mark.parametrize("option", sorted(tenant_options() | click_options() | policy_options()))
+@pytest.mark.parametrize("option", sorted(OPTIONS))
 def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
@@ -80,7 +84,7 @@ def test_the_page_is_what_the_tables_say(name: str) -> None:
 
 
 def test_no_option_is_on_the_page_that_does_not_exist() -> None:
-    known = tenant_options() | click_options() | policy_options() | {"--help", "--insecure"}
+    known = OPTIONS | {"--help", "--insecure"}
     assert set(LONG_OPTION.findall(PAGE)) - known == set()
 
 

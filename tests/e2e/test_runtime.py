@@ -7,10 +7,10 @@ import uuid
 from pathlib import Path
 
 import pytest
-from tests.fakes.kernel import Kernel
 from tests.fakes.site import Site
 from tests.fakes.soft_ima import policy_for
 
+from limeguard.cli.kernel import Kernel
 from limeguard.cli.sandbox import Node
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-pull")]
@@ -27,7 +27,7 @@ def started(site: Site, log: Path) -> tuple[Node, Kernel]:
     log.write_text("")
     node = site.add_node(str(uuid.uuid4()), None, ima_ml_path=str(log))
     site.trust_tpm_maker()
-    kernel = Kernel(node, log)
+    kernel = Kernel(node.tpm, log)
     for name in TOOLS:
         kernel.measure(name, digest(name))
     node.start()

@@ -9,9 +9,10 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
-from tests.fakes.kernel import Kernel
 from tests.fakes.mixed_site import MixedSite
 from tests.fakes.shared import shared_path
+
+from limeguard.cli.kernel import Kernel
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
@@ -49,7 +50,7 @@ def test_the_ima_list_is_read_on_from_where_it_was(site: MixedSite, tmp_path: Pa
     log.write_text("")
     node = site.add_node(str(uuid.uuid4()), None, ima_ml_path=str(log))
     site.trust_tpm_maker()
-    kernel = Kernel(node, log)
+    kernel = Kernel(node.tpm, log)
     for name in list(GOOD)[:10]:
         kernel.measure(name, GOOD[name])
     node.start({"RUST_LOG": "keylime_agent=info"})

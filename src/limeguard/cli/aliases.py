@@ -60,6 +60,27 @@ def convert_policy() -> NoReturn:
     sys.exit(convert_runtime_policy(sys.argv[1:]))
 
 
+def create_policy() -> NoReturn:
+    """Run `keylime_create_policy`."""
+    from limeguard.cli.create_policy import create_policy as run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+def create_runtime_policy() -> NoReturn:
+    """Run `create_runtime_policy.sh`."""
+    from limeguard.cli.create_policy import create_runtime_policy as run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+def ima_emulator() -> NoReturn:
+    """Run `keylime_ima_emulator`."""
+    from limeguard.cli.ima_emulator import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
 def sign_policy() -> NoReturn:
     """Run `keylime_sign_runtime_policy`."""
     from limeguard.cli.older_policy import sign_runtime_policy

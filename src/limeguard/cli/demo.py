@@ -1,4 +1,4 @@
-"""`limeguard demo`: a node is enrolled and attested on this machine, then it changes and is distrusted with a reason.
+"""`limeguard demo`: a node is enrolled and attested on this machine; twice it changes and is distrusted with a reason.
 
 Everything is real: a TPM (in software) with a certificate of its maker, registrar, verifier and agent as processes that
 speak TLS with each other. This module tells the story and fails when it does not go as told; `sandbox` runs programs.
@@ -7,6 +7,7 @@ speak TLS with each other. This module tells the story and fails when it does no
 import hashlib
 import importlib.util
 import io
+import json
 import signal
 import time
 import uuid
@@ -21,8 +22,10 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from limeguard.cli.kernel import Kernel
 from limeguard.cli.sandbox import Node, Sandbox, wait_until
 from limeguard.cli.softtpm import SandboxError
+from limeguard.policy.runtime import empty_policy_document
 from limeguard.telemetry import clean
 
 PCR = 23
@@ -31,6 +34,9 @@ UNTOUCHED = "00" * 32
 PATIENCE = 30.0
 COLOURS = {"trusted": "green", "distrusted": "red", "stale": "yellow", "unreachable": "yellow", "pending": "cyan"}
 INTERRUPTED = 130
+POLICY = "demo"
+PROGRAMS = ("/usr/bin/bash", "/usr/bin/sshd", "/usr/lib/libc.so.6")
+UPDATE = "/usr/local/bin/backup"
 
 
 class Story:
@@ -116,7 +122,7 @@ def watch(story: Story, sandbox: Sandbox, node: Node, until: str, rounds: int, s
 
 def tell(story: Story, sandbox: Sandbox, rounds: int) -> None:
     """Run the story from the TPM to the verdict. Raises SandboxError when anything goes otherwise than told."""
-    story.say("[bold]limeguard demo[/]: one node is attested, then it changes")
+    story.say("[bold]limeguard demo[/]: one node is attested, and changes twice")
     story.say(f"[dim]Everything stays on loopback ports and in {sandbox.folder}, which is removed at the end.[/]")
     node = _set_up(story, sandbox)
     _enrol(story, sandbox, node)
@@ -125,15 +131,45 @@ def tell(story: Story, sandbox: Sandbox, rounds: int) -> None:
     if node.secure_mount:
         wait_until("the payload's script to run", PATIENCE, _mark(node).exists)
         story.fact("payload", "reached the node with the second half of its key; autorun.sh ran")
-    story.step(f"Something changes: PCR {PCR} is extended")
+    _run_unknown_program(story, sandbox, node)
+    _allow_it(story, sandbox, node)
+    _extend_pcr(story, sandbox, node)
+
+
+def _run_unknown_program(story: Story, sandbox: Sandbox, node: Node) -> None:
+    story.step(f"A program runs that the policy does not list: {UPDATE}")
+    assert node.kernel is not None  # noqa: S101 - set up above
+    node.kernel.measure(UPDATE, _digest(UPDATE))
+    story.fact("kernel", "adds it to the measurement list and extends PCR 10")
+    view = _distrusted(story, sandbox, node)
+    if [finding["context"].get("path") for finding in view["findings"]] != [UPDATE]:
+        raise SandboxError("the node is distrusted for another reason than the program that ran")
+
+
+def _allow_it(story: Story, sandbox: Sandbox, node: Node) -> None:
+    story.step("The operator looks, adds it to the policy, and lets the node try again")
+    policy = _policy(sandbox, UPDATE)
+    _tenant(sandbox, "updateruntimepolicy", "--runtime-policy-name", POLICY, "--runtime-policy", policy)
+    _tenant(sandbox, "reactivate", "-u", node.id)
+    watch(story, sandbox, node, "trusted", 1, PATIENCE)
+
+
+def _extend_pcr(story: Story, sandbox: Sandbox, node: Node) -> None:
+    story.step(f"Something else changes: PCR {PCR} is extended")
     node.tpm.extend(PCR, hashlib.sha256(b"something nobody has approved").digest())
+    view = _distrusted(story, sandbox, node)
+    if not any(f"pcr_{PCR}" in finding["event_id"] for finding in view["findings"]):
+        raise SandboxError("the node is distrusted for another reason than the PCR that was changed")
+
+
+def _distrusted(story: Story, sandbox: Sandbox, node: Node) -> dict[str, Any]:
+    """Wait until the node is distrusted and say why."""
     changed = story.seconds
     before = sandbox.node_view(node.id)
     view = watch(story, sandbox, node, "distrusted", int((before or {}).get("attestation_count", 0)), PATIENCE)
     story.findings(view)
-    if not any(f"pcr_{PCR}" in finding["event_id"] for finding in view["findings"]):
-        raise SandboxError("the node is distrusted for another reason than the PCR that was changed")
-    story.say(f"\n[bold green]As it must be:[/] distrusted {story.seconds - changed:.1f} s after the change.")
+    story.say(f"   [bold green]As it must be:[/] distrusted {story.seconds - changed:.1f} s after the change.")
+    return view
 
 
 def _set_up(story: Story, sandbox: Sandbox) -> Node:
@@ -145,7 +181,11 @@ def _set_up(story: Story, sandbox: Sandbox) -> Node:
     sandbox.start_servers()
     story.fact("verifier", f"https://127.0.0.1:{sandbox.ports['verifier']} (made the site's CA)")
     story.fact("registrar", f"https://127.0.0.1:{sandbox.ports['registrar_tls']}")
-    node = sandbox.add_node(str(uuid.uuid4()), tpm)
+    log = sandbox.folder / "ascii_runtime_measurements"
+    node = sandbox.add_node(str(uuid.uuid4()), tpm, ima_ml_path=str(log))
+    node.kernel = Kernel(tpm, log)
+    for name in PROGRAMS:
+        node.kernel.measure(name, _digest(name))
     node.start()
     story.fact("agent", f"https://127.0.0.1:{node.port}, registered as {node.id}")
     return node
@@ -153,21 +193,40 @@ def _set_up(story: Story, sandbox: Sandbox) -> Node:
 
 def _enrol(story: Story, sandbox: Sandbox, node: Node) -> None:
     story.step("The tenant enrols the node")
+    _tenant(sandbox, "addruntimepolicy", "--runtime-policy-name", POLICY, "--runtime-policy", _policy(sandbox))
     policy = f'{{"{PCR}": ["{UNTOUCHED}"]}}'
-    arguments = ["add", "-u", node.id, "-t", "127.0.0.1", "--tpm_policy", policy]
+    arguments = ["-u", node.id, "-t", "127.0.0.1", "--tpm_policy", policy, "--runtime-policy-name", POLICY]
     if node.secure_mount:
         package = sandbox.folder / "payload.zip"
         package.write_bytes(payload_for(node))
         arguments += ["-f", str(package)]
-    done = sandbox.tenant(*arguments)
-    if done.returncode != 0:
-        raise SandboxError(f"the tenant could not enrol the node:\n{done.stdout}{done.stderr}")
+    _tenant(sandbox, "add", *arguments)
     story.fact("identity", "EK certificate traced to the maker's CA; AK bound to that EK; a first quote checked")
-    story.fact("policy", f"PCR {PCR} is all zero")
+    story.fact("policy", f"PCR {PCR} is all zero; {len(PROGRAMS)} programs may run, each with its digest")
     if node.secure_mount:
         story.fact("payload", "encrypted; one half of its key given to the agent, the other to the verifier")
     else:
         story.fact("payload", "left out: mounting a memory file system for it is not allowed here")
+
+
+def _tenant(sandbox: Sandbox, *arguments: str) -> None:
+    done = sandbox.tenant(*arguments)
+    if done.returncode != 0:
+        raise SandboxError(f"limeguard tenant {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+
+
+def _digest(name: str) -> str:
+    """Return the SHA-256 that the program of this name has in the story."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _policy(sandbox: Sandbox, *more: str) -> str:
+    """Write the runtime policy that lists the programs, and `more`; return where."""
+    document = empty_policy_document()
+    document["digests"] = {name: [_digest(name)] for name in (*PROGRAMS, *more)}
+    path = sandbox.folder / "policy.json"
+    path.write_text(json.dumps(document))
+    return str(path)
 
 
 @contextmanager
@@ -189,7 +248,7 @@ def _ended_by_signals() -> Iterator[None]:
 @click.option("--rounds", type=click.IntRange(1, 60), default=3, show_default=True, help="Rounds before the change.")
 @click.option("--keep", is_flag=True, help="Leave the folder with settings and logs in place.")
 def demo(*, rounds: int, keep: bool) -> None:
-    """Attest a software TPM on this machine, change it, and see it distrusted with the reason.
+    """Attest a node with a software TPM on this machine, change it, and see it distrusted with the reason.
 
     Needs swtpm, swtpm-tools and the extra `agent`. The exit status is 0 only if all went as told.
     """

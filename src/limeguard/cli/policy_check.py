@@ -7,9 +7,11 @@ from pathlib import Path
 
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Rules
-from limeguard.appraisal.ima.measurements import ListAppraisal, appraise_list, split_lines
+from limeguard.appraisal.ima.measurements import ListAppraisal, appraise_entries, appraise_list, split_lines
 from limeguard.authoring.policy.collected import SourceError
 from limeguard.crypto.hashes import hash_by_name
+from limeguard.evidence.ima.measurement_list import parse_binary
+from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy import dsse
 from limeguard.policy.runtime import RuntimePolicy, compile_document, decode_policy, parse_runtime_policy
 from limeguard.telemetry import clean
@@ -30,21 +32,21 @@ def _judged(policy: RuntimePolicy, text: bytes, options: argparse.Namespace) -> 
     bank = hash_by_name(options.bank)
     if bank is None:
         raise SourceError(f"{options.bank} is not a bank that can be replayed")
-    if text[:2] in {b"\x0a\x00", b"\x0b\x00"}:
-        raise SourceError("This is the binary list: give the ASCII one, ascii_runtime_measurements")
     try:
         quoted = bytes.fromhex(options.pcr.removeprefix("0x")) if options.pcr else None
     except ValueError:
         quoted = b""
     if quoted is not None and len(quoted) != bank.size:
         raise SourceError(f"--pcr is not the hexadecimal value of a {bank.name} PCR, which has {bank.size} bytes")
-    return appraise_list(
-        split_lines(text),
-        bank=bank,
-        rules=Rules(policy, violations_found=not options.ignore_violations),
-        quoted=quoted,
-        keyrings={TENANT_KEYRING: policy.verification_keys},
-    )
+    rules = Rules(policy, violations_found=not options.ignore_violations)
+    keyrings = {TENANT_KEYRING: policy.verification_keys}
+    if text[1:4] != b"\0\0\0":
+        return appraise_list(split_lines(text), bank=bank, rules=rules, quoted=quoted, keyrings=keyrings)
+    try:
+        entries = parse_binary(text, policy.log_hash)
+        return appraise_entries(entries, bank=bank, rules=rules, quoted=quoted, keyrings=keyrings)
+    except MalformedEvidence as problem:
+        raise SourceError(f"{options.log} is not a binary measurement list: {problem}") from None
 
 
 def _policy(path: str) -> RuntimePolicy:

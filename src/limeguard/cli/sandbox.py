@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from limeguard.cli.kernel import Kernel
 from limeguard.cli.softtpm import Program, SandboxError, SoftwareTpm, free_ports, wait_for_port
 
 LOOPBACK = "127.0.0.1"
@@ -87,6 +88,7 @@ class Node:
             **options,
         }
         self.agent: Program | None = None
+        self.kernel: Kernel | None = None
 
     @property
     def secure_mount(self) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from tests.fakes.shared import shared_path
 
 from limeguard.appraisal.ima.entries import Rules
-from limeguard.appraisal.ima.measurements import appraise_list, split_lines
+from limeguard.appraisal.ima.measurements import appraise_entries, appraise_list, split_lines
 from limeguard.appraisal.ima.signatures import verifies
 from limeguard.crypto.hashes import SHA1, hash_by_name
 from limeguard.evidence.ima.measurement_list import entry_at, parse_binary
@@ -50,6 +50,9 @@ def test_the_list_leads_to_pcr_10_of_every_bank(name: str) -> None:
         assert result.matched == len(lines)
         padded = (name.split("/", maxsplit=1)[0], bank_name) in PADDED
         assert result.padded is padded
+        entries = parse_binary((folder / "ima.bin").read_bytes())
+        rules = Rules(None, violations_found=False)
+        assert appraise_entries(entries, bank=bank, rules=rules, quoted=quoted, keyrings=None).padded is padded
         flipped = bytes([quoted[0] ^ 1]) + quoted[1:]
         assert appraise_list(lines, bank=bank, rules=Rules(None), quoted=flipped).matched is None
 

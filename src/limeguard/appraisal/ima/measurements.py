@@ -5,7 +5,7 @@ counted from them. What one evaluation hands to the next is `ImaHistory`; nothin
 """
 
 from binascii import unhexlify
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -18,6 +18,7 @@ from limeguard.appraisal.ima.memo import MAX_LINE
 from limeguard.crypto.hashes import SHA1, HashAlgorithm
 from limeguard.crypto.keys import PublicKey
 from limeguard.evidence.ima.measurement_list import entry_at
+from limeguard.evidence.ima.templates import Entry
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.keyring import EMPTY_KEYRING, Keyring
 from limeguard.policy.runtime import RuntimePolicy, digests_of
@@ -79,6 +80,15 @@ def appraise_list(
     return run.conclude()
 
 
+def appraise_entries(
+    entries: Iterable[Entry], *, bank: HashAlgorithm, rules: Rules, quoted: bytes | None, keyrings: Keyrings | None
+) -> ListAppraisal:
+    """Judge a whole list as `appraise_list` does, from entries such as a binary list has."""
+    run = _Run((), bank, rules, quoted, NO_IMA, keyrings, {})
+    run.entries(entries)
+    return run.conclude()
+
+
 class _Run:
     """One pass over a list. Mutable, lives for one call of `appraise_list`."""
 
@@ -109,6 +119,7 @@ class _Run:
         self.findings: list[Finding] = []
         self.more = 0
         self.unread: set[int] = set()
+        self.recorded: list[bytes] = []
         self.constant = False
         self.count = 0
         self.fold = self.start
@@ -177,6 +188,25 @@ class _Run:
             text = self.lines[index][:400].decode("utf-8", "backslashreplace")
             self._found(Finding(IMA_LINE, {"message": f"Line could not be parsed: {text}", "reason": str(problem)}))
             return index + 1
+        digest = self._judge(entry, index, span)
+        self.unread.update(range(index + 1, index + span))
+        self.count += span - 1
+        clean = not self.findings and not entry.violates(self.log_hash.size)
+        if clean and span == 1 and len(self.lines[index]) <= MAX_LINE:
+            self._remember(index, digest)
+        return index + span
+
+    def entries(self, entries: Iterable[Entry]) -> None:
+        """Fold and judge entries that need no reading any more."""
+        for index, entry in enumerate(entries):
+            if self.more:
+                return
+            self.count += 1
+            self._judge(entry, index, 1)
+            self.recorded.append(entry.template_digest)
+
+    def _judge(self, entry: Entry, index: int, span: int) -> bytes:
+        """Fold and judge an entry of `span` lines from `index` on; return what it extends PCR 10 with."""
         violation = entry.violates(self.log_hash.size)
         digest = _VIOLATION * self.bank.size if violation else self.bank.digest(entry.data)
         self.fold = self.bank.digest(self.fold + digest)
@@ -184,13 +214,9 @@ class _Run:
         number = self.history.next_entry + index
         judged = judge(entry, number, log_digest, self.rules, self.keyrings, self.devices)
         self._keep(index, span, judged)
-        self.unread.update(range(index + 1, index + span))
-        self.count += span - 1
         if self.matched is None and self.fold == self.quoted:
             self.matched = index + span
-        if not self.findings and not violation and span == 1 and len(self.lines[index]) <= MAX_LINE:
-            self._remember(index, digest)
-        return index + span
+        return digest
 
     def _keep(self, index: int, span: int, judged: Judged) -> None:
         for finding in judged.findings:
@@ -289,20 +315,19 @@ class _Run:
         if self.bank is SHA1 or self.log_hash is not SHA1 or self.findings:
             return None
         fold, new, size = self.start, self.bank.constructor, self.bank.size
-        for index, line in enumerate(self.lines):
-            if index in self.unread:
-                continue
-            digest = _recorded(line)
+        for index, digest in self._recorded():
             extended = digest.ljust(size, b"\0") if digest.strip(b"\0") else _VIOLATION * size
             fold = new(fold + extended).digest()
             if fold == self.quoted:
                 return index + 1
         return None
 
-
-def _recorded(line: bytes) -> bytes:
-    """Return the template digest that a line states; the line was read before."""
-    return unhexlify(line.split(b" ", 2)[1])
+    def _recorded(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the template digest that each entry states, with its place; every entry was read before."""
+        yield from enumerate(self.recorded)
+        for index, line in enumerate(self.lines):
+            if index not in self.unread:
+                yield index, unhexlify(line.split(b" ", 2)[1])
 
 
 def clean_line(line: bytes, policy: RuntimePolicy, bank: HashAlgorithm, log_hash: HashAlgorithm) -> bytes | None:

@@ -43,7 +43,11 @@ ABORTING: Final = "Aborting operation"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a policy is to be made of; empty texts and lists are sources that are not used."""
+    """What a policy is to be made of; empty texts and lists are sources that are not used.
+
+    `digests` stand for those of the measurement list, whose keys and buffers may be wanted all the same; their
+    algorithms are not asked for then, as the tools before `keylime-policy` did not.
+    """
 
     base_policy: str = ""
     allowlist: str = ""
@@ -61,6 +65,7 @@ class Request:
     deb_packages: str = ""
     deb_repository: deb_remote.DebSource | None = None
     workers: int = fetching.WORKERS
+    digests: Digests | None = None
     skip: Sequence[str] = ()
     progress: rootfs.Progress | None = field(default=None, compare=False)
 
@@ -71,12 +76,13 @@ def build(request: Request, now: datetime) -> dict[str, Any]:
     base = _base(document, request.base_policy)
     listed = flat_allowlist(_read(request.allowlist)) if request.allowlist else {}
     measured = _measured(request.measurements)
-    algorithm = _algorithm(request, base, listed, measured)
+    given = request.digests
+    algorithm = _algorithm(request, base, listed, measured) if given is None else request.algorithm
     scanned: Digests = {}
     if request.root:
         scanned = rootfs.scan(request.root, algorithm, skip=request.skip, progress=request.progress)
     packed = initrd.collect(request.ramdisks, algorithm) if request.ramdisks else {}
-    sources = [base, listed, measured.digests, scanned, packed]
+    sources = [base, listed, measured.digests if given is None else given, scanned, packed]
     sources += _packages(request, algorithm, now)
     document["digests"] = _sorted(merge(sources))
     _add_excludes(document, request.excludelist)
