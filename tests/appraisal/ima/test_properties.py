@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.fakes.soft_ima import SoftKernel, digest_of, policy_for
 from tests.fakes.softtpm import SoftNode
 
+from limeguard.appraisal.ima.batches import clean_batch
 from limeguard.appraisal.ima.entries import Rules, judge
 from limeguard.appraisal.ima.measurements import appraise_list, clean_line, split_lines
 from limeguard.crypto.hashes import SHA1, SHA256
@@ -60,6 +61,53 @@ def test_the_shortcut_agrees_with_the_judge(text: bytes, place: int, byte: int) 
             assert judge(entry, 0, SHA1.digest(entry.data), Rules(POLICY), {}, {}).findings == ()
             assert short in {None, SHA256.digest(entry.data)}
             assert known.get(one) in {None, SHA256.digest(entry.data)}
+
+
+plain = st.builds(
+    line, st.just("/a"), st.just(digest_of("/a")), st.just("ima-ng"), st.just("10"), st.sampled_from(["", "", "A"])
+)
+
+
+@given(
+    st.lists(plain, min_size=1, max_size=6), st.integers(0, 6 * 130), st.one_of(st.binary(max_size=3), st.just(b" "))
+)
+@settings(max_examples=1_500, deadline=None)
+def test_a_batch_is_clean_only_when_every_line_of_it_is(batch: list[bytes], place: int, noise: bytes) -> None:
+    # trust: fail-closed
+    assert clean_batch([plain_line()] * len(batch), POLICY, SHA256, SHA1) is not None
+    # Noise moves what follows: a part of one line comes where its neighbour's should be.
+    text = b"\n".join(batch)
+    changed = split_lines(text[:place] + noise + text[place + len(noise) // 2 :])
+    for lines_given in (batch, changed):
+        found = clean_batch(lines_given, POLICY, SHA256, SHA1)
+        one_by_one = [clean_line(one, POLICY, SHA256, SHA1) for one in lines_given]
+        assert found in (None, one_by_one)
+        assert found is None or None not in one_by_one
+
+
+def plain_line() -> bytes:
+    return line("/a", digest_of("/a"), "ima-ng", "10", "")
+
+
+def test_a_batch_knows_names_with_several_digests_and_other_hashes() -> None:
+    document = policy_for("/a")
+    document["digests"]["/a"].insert(0, "ab" * 32)
+    several = compile_document(document, "several")
+    one = SHA256.digest(parse_line(plain_line()).data)
+    assert clean_batch([plain_line()] * 3, several, SHA256, SHA1) == [one] * 3
+    assert clean_batch([plain_line()] * 3, compile_document(policy_for("/b"), "other"), SHA256, SHA1) is None
+    assert clean_batch([plain_line()] * 3, POLICY, SHA256, SHA256) is None
+    long = line("/" + "x" * 5_000, digest_of("/a"), "ima-ng", "10", "")
+    assert clean_batch([long], POLICY, SHA256, SHA1) is None
+
+
+# A batch may not hide that a line lends a part to its neighbour, or that the quoted value lies inside it.
+def test_the_quoted_value_is_found_inside_a_batch() -> None:
+    text = [plain_line()] * 600
+    fold = bytes(32)
+    for _ in range(300):
+        fold = SHA256.digest(fold + SHA256.digest(parse_line(text[0]).data))
+    assert appraise_list(text, bank=SHA256, rules=Rules(POLICY), quoted=fold, keyrings={}).matched == 300
 
 
 @given(st.lists(st.one_of(lines, noise), max_size=12))

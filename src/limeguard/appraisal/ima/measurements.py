@@ -8,9 +8,10 @@ from binascii import unhexlify
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, cast
 
 from limeguard.appraisal.findings import IMA_LINE, IMA_PROGRESS, IMA_REPLAY, Finding
+from limeguard.appraisal.ima.batches import BATCH, clean_batch
 from limeguard.appraisal.ima.devices import NO_DEVICES, Change, Device, DeviceStates, changed, missing_devices
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Judged, Rules, judge
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory, Keyrings
@@ -133,47 +134,50 @@ class _Run:
             if index < end:
                 index = self._entry(index)
 
-    def _clean_lines(self, index: int) -> int:  # noqa: C901 - written out for speed, as the comment says
+    def _clean_lines(self, index: int) -> int:
         """Fold clean lines from `index` on; return the index of the first that needs a closer look."""
-        policy, lines, first = self.rules.policy, self.lines, index
+        policy, end = self.rules.policy, len(self.lines)
         if policy is None:
             return index
-        seen, new, log_new = self.known.get, self.bank.constructor, self.log_hash.constructor
-        listed, known, lengths, start = policy.digests.get, self.known, _LENGTHS, _DIGEST_AT + 2 * self.log_hash.size
-        value, space, path = start + len(_COMMON), start + len(_COMMON) + 64, start + len(_COMMON) + 65
-        quoted, fold, end = self.quoted if self.matched is None else None, self.fold, len(lines)
-        # The body is `clean_line` for the layout of nearly every line, written out: a call for each would cost as much
-        # as a hash. Slices at fixed places are several times quicker than splitting.
         while index < end:
-            line = lines[index]
-            digest = seen(line)
+            lines = self.lines[index : index + BATCH]
+            digests = self._digests(lines, policy)
+            self._fold(index, digests)
+            index += len(digests)
+            if len(digests) < len(lines):
+                return index
+        return index
+
+    def _digests(self, lines: Sequence[bytes], policy: RuntimePolicy) -> list[bytes]:
+        """Return what lines extend PCR 10 with, up to the first that is not clean."""
+        seen = list(map(self.known.get, lines))
+        if None not in seen:
+            return cast("list[bytes]", seen)
+        if not any(seen):
+            new = clean_batch(lines, policy, self.bank, self.log_hash)
+            if new is not None:
+                self.known.update(zip(lines, new, strict=True))
+                return new
+        clean: list[bytes] = []
+        for line, known in zip(lines, seen, strict=True):
+            digest = known or clean_line(line, policy, self.bank, self.log_hash)
             if digest is None:
-                if line.startswith(_COMMON, start):
-                    try:
-                        measured, name = unhexlify(line[value:space]), line[path:]
-                        allowed = listed(name)
-                        if allowed != measured and (allowed.__class__ is not tuple or measured not in allowed):
-                            break
-                        data = b"".join((_COMMON_HEAD, measured, lengths[len(name) + 1], name, b"\0"))
-                        if log_new(data).digest() != unhexlify(line[_DIGEST_AT:start]) or line[:3] != _PCR_10:
-                            break
-                        if line[space] != _SPACE:
-                            break
-                    except (ValueError, IndexError):  # not hexadecimal, or cut short
-                        break
-                    digest = known[line] = new(data).digest()
-                else:
-                    digest = clean_line(line, policy, self.bank, self.log_hash)
-                    if digest is None:
-                        break
-                    known[line] = digest
+                break
+            self.known[line] = digest
+            clean.append(digest)
+        return clean
+
+    def _fold(self, first: int, digests: Iterable[bytes]) -> None:
+        """Fold the digests of clean lines from `first` on, and see where the quoted value is reached."""
+        new, fold, quoted = self.bank.constructor, self.fold, self.quoted if self.matched is None else None
+        index = first
+        for digest in digests:
             fold = new(fold + digest).digest()
             index += 1
             if fold == quoted:
                 self.matched, quoted = index, None
         self.fold = fold
         self.count += index - first
-        return index
 
     def _entry(self, index: int) -> int:
         """Fold and judge the entry that begins in line `index`; return the index after it."""
@@ -355,10 +359,6 @@ def clean_line(line: bytes, policy: RuntimePolicy, bank: HashAlgorithm, log_hash
     return bank.digest(data) if log_hash.digest(data) == log_digest else None
 
 
-_PCR_10: Final = b"10 "
-_DIGEST_AT: Final = len(_PCR_10)
-_COMMON: Final = b" ima-ng sha256:"
-_SPACE: Final = ord(" ")
 _NO_SIGNATURE: Final = b"\0\0\0\0\0"
 _TAILS: Final = {b"ima-ng": b"\0", b"ima-sig": _NO_SIGNATURE}
 """What follows the name: its NUL, and for ima-sig the length of an absent signature."""
@@ -366,6 +366,3 @@ _TAILS: Final = {b"ima-ng": b"\0", b"ima-sig": _NO_SIGNATURE}
 
 def _head(algorithm: bytes, size: int) -> bytes:
     return (len(algorithm) + 2 + size).to_bytes(4, "little") + algorithm + b":\0"
-
-
-_COMMON_HEAD: Final = _head(b"sha256", 32)
