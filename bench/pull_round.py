@@ -25,13 +25,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.fakes.softtpm import SoftNode  # noqa: E402 - found through the line above
-
 from limeguard.appraisal.appraise import Evidence, Expected, appraise  # noqa: E402
 from limeguard.appraisal.history import NO_HISTORY  # noqa: E402
 from limeguard.appraisal.verdict import Outcome  # noqa: E402
 from limeguard.evidence.tpm.quote import parse_quote, signature_is_good  # noqa: E402
 from limeguard.policy.pcrs import PcrPolicy, to_wire  # noqa: E402
+from limeguard.simulator.softtpm import SoftNode  # noqa: E402 - found through the line above
 from limeguard.wire import agent_v2  # noqa: E402
 from limeguard.wire.envelope import envelope  # noqa: E402
 

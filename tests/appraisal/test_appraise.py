@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fakes.softtpm import SoftNode, private_key
 
 from limeguard.appraisal import appraise as module
 from limeguard.appraisal import findings as kinds
@@ -21,6 +20,7 @@ from limeguard.crypto.hashes import SHA256
 from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.policy.pcrs import PcrPolicy, from_operator
+from limeguard.simulator.softtpm import SoftNode, private_key
 
 NONCE = "1234567890ABCDEFHIJK"
 NOW = 1_767_607_200.0

@@ -12,7 +12,6 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes.shared import shared_path
-from tests.fakes.softtpm import private_key
 
 from limeguard.crypto.chains import (
     CertificateError,
@@ -23,6 +22,7 @@ from limeguard.crypto.chains import (
     public_key_der,
 )
 from limeguard.crypto.keys import spki_der
+from limeguard.simulator.softtpm import private_key
 
 START = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fakes import vectors
-from tests.fakes.softtpm import SoftAk, transport_key
 
 from limeguard.crypto.keys import spki_pem
 from limeguard.crypto.keysplit import (
@@ -21,6 +20,7 @@ from limeguard.crypto.keysplit import (
     registration_auth_tag,
     split,
 )
+from limeguard.simulator.softtpm import SoftAk, transport_key
 
 VECTORS = vectors.load("tpm/protocol.json")
 UUID = VECTORS["keys"]["uuid"]

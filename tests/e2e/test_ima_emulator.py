@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.fakes.soft_ima import SoftKernel
-from tests.fakes.softtpm import SoftNode
 
 from limeguard.appraisal.ima.entries import Rules
 from limeguard.appraisal.ima.measurements import appraise_list
 from limeguard.cli.sandbox import clean_environment, wait_until
 from limeguard.cli.softtpm import Program, SoftwareTpm
 from limeguard.crypto.hashes import SHA1, SHA256, HashAlgorithm
+from limeguard.simulator.softtpm import SoftNode
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-tools")]
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.fakes.softtpm import SoftAk, SoftEk
 
 from limeguard.cli.softtpm import SoftwareTpm
 from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.credential import make_credential, parse_credential_blob
 from limeguard.evidence.tpm.quote import QuotedPcrs, build_quote_string, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import parse_public_2b
+from limeguard.simulator.softtpm import SoftAk, SoftEk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("swtpm-tools")]
 

@@ -16,12 +16,12 @@ from urllib.parse import parse_qsl
 import pytest
 
 from limeguard.crypto import keysplit
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.web.app import Incoming, Response
 from limeguard.web.client import HttpClient
 from limeguard.web.serve import Listener
 from tests.fakes.pki import Identity, self_signed, server_context
 from tests.fakes.shared import shared_path
-from tests.fakes.softtpm import SoftNode
 
 LOGGING = """[loggers]
 keys = root,keylime

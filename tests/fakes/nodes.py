@@ -4,11 +4,11 @@ from typing import Any
 
 from limeguard.clients.agent import AgentAddress
 from limeguard.policy.pcrs import PcrPolicy
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.record import with_supervision
 from limeguard.verifier.supervision import Supervision
-from tests.fakes.softtpm import SoftNode
 
 
 def make_record(agent_id: str = "n", **changes: Any) -> NodeRecord:

@@ -14,10 +14,10 @@ from typing import Any
 from aiohttp import web
 
 from limeguard.crypto.keysplit import decrypt_key_share
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.wire import agent_v2
 from limeguard.wire.envelope import envelope
 from tests.fakes.pki import Identity, self_signed, server_context
-from tests.fakes.softtpm import SoftNode
 
 Alter = Callable[[web.Request, dict[str, Any]], dict[str, Any]]
 Intercept = Callable[[web.Request], Awaitable[web.StreamResponse | None]]

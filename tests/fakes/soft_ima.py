@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from limeguard.policy.keyring import key_id_of
 from limeguard.policy.runtime import empty_policy_document
-from tests.fakes.softtpm import SoftNode
+from limeguard.simulator.softtpm import SoftNode
 
 IMA_PCR = 10
 

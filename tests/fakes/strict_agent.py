@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from limeguard.crypto.keysplit import registration_auth_tag
-from tests.fakes.softtpm import SoftNode
+from limeguard.simulator.softtpm import SoftNode
 
 VERSIONS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6")
 REQUEST_ID = "a1b2c3"

@@ -14,11 +14,11 @@ from urllib.parse import parse_qsl
 
 from limeguard.crypto import keysplit
 from limeguard.crypto.keys import spki_pem
+from limeguard.simulator.softtpm import SoftAk, SoftEk, transport_key
 from limeguard.tenant.settings import TenantSettings
 from limeguard.web.app import Incoming, Response
 from limeguard.web.serve import Listener
 from tests.fakes.pki import Authority, Identity, self_signed, server_context
-from tests.fakes.softtpm import SoftAk, SoftEk, transport_key
 
 VERSIONS = ["1.0", "2.0", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "3.0"]
 NODE = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001"

@@ -13,12 +13,12 @@ from typing import Any
 import aiohttp
 
 from limeguard.settings import Sources
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.verifier.build import Verifier
 from limeguard.verifier.settings import VerifierSettings, load_verifier_settings
 from limeguard.web.tls import agent_client_context, server_context
 from tests.fakes.pki import Authority, client_context
 from tests.fakes.soft_agent import SoftAgent, soft_agent
-from tests.fakes.softtpm import SoftNode
 
 INTERVAL = 0.05
 PATIENCE = 15.0

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from tests.fakes.pki import Authority, client_context
-from tests.fakes.softtpm import SoftNode
 from tests.fakes.strict_agent import StrictAgent
 
 from limeguard.registrar.server import RegistrarServer
 from limeguard.registrar.settings import RegistrarSettings, load_registrar_settings
 from limeguard.settings import Sources
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import Database
 from limeguard.web.tls import server_context
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fakes.softtpm import SoftNode
 from tests.fakes.strict_agent import Refusal, StrictAgent
 from tests.registrar.conftest import AGENT_ID, Site, Start
 
@@ -16,6 +15,7 @@ from limeguard.crypto.keysplit import registration_auth_tag
 from limeguard.registrar.challenge import is_answered
 from limeguard.registrar.identity import IdentityRules
 from limeguard.registrar.service import RegistrarService
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import Database
 from limeguard.store.registrations import Registration, Registrations
 from limeguard.wire.registrar_v2 import OTHER_IDENTITY, taken, wrong_proof

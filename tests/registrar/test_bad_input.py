@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes import pki
-from tests.fakes.softtpm import SoftAk, SoftNode
 from tests.registrar.conftest import AGENT_ID, Site
 from yarl import URL
 
 from limeguard.registrar.identity import IdentityRules
 from limeguard.registrar.routes import make_app
 from limeguard.registrar.service import RegistrarService
+from limeguard.simulator.softtpm import SoftAk, SoftNode
 from limeguard.store.database import Database
 from limeguard.store.registrations import Registrations
 from limeguard.web import serve

@@ -15,13 +15,13 @@ import aiohttp
 import pytest
 from tests.fakes.pki import Authority
 from tests.fakes.postgres import postgres_server
-from tests.fakes.softtpm import SoftNode
 from tests.fakes.strict_agent import Refusal, StrictAgent
 from tests.registrar.conftest import AGENT_ID, Start
 
 from limeguard.registrar.identity import IdentityRules
 from limeguard.registrar.routes import make_app
 from limeguard.registrar.service import RegistrarService
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import Database, StoreUnavailable
 from limeguard.store.registrations import Registration, Registrations
 from limeguard.web.app import Incoming, Response

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from tests.fakes.pki import self_signed
-from tests.fakes.softtpm import AK_ATTRIBUTES, SoftAk, SoftNode
 from tests.fakes.strict_agent import VERSIONS, Refusal, StrictAgent
 from tests.registrar.conftest import AGENT_ID, Site, Start
 
+from limeguard.simulator.softtpm import AK_ATTRIBUTES, SoftAk, SoftNode
 from limeguard.wire.registrar_v2 import INVALID, OTHER_IDENTITY
 
 pytestmark = pytest.mark.services

@@ -12,12 +12,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
-from tests.fakes.softtpm import SoftEk
 from tests.fakes.tenant_site import NODE, Site
 from tests.tenant.conftest import Heard, Tenant
 
 from limeguard.crypto.chains import parse_certificate
 from limeguard.evidence.tpm.structures import parse_public_2b
+from limeguard.simulator.softtpm import SoftEk
 from limeguard.tenant.ekcheck import EkRules, certificate_fault, ek_accepted, read_store, run_script
 from limeguard.tenant.errors import TenantError
 from limeguard.wire.operator_view import Registration

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from tests.fakes.pki import Authority, self_signed
-from tests.fakes.softtpm import SoftAk
 from tests.fakes.tenant_site import NODE, Answer, Call, Site, SoftAgent, failure, running_site
 from tests.tenant.conftest import Tenant
 
 from limeguard.crypto import keysplit
+from limeguard.simulator.softtpm import SoftAk
 from limeguard.tenant.payload import CertificatePackage
 
 pytestmark = pytest.mark.services

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from tests.fakes.pki import Authority
 from tests.fakes.soft_agent import enrolment
-from tests.fakes.softtpm import SoftNode
 from tests.fakes.verifier_site import Answer, Site, running_verifier
 
 from limeguard.cli.reference import PAGES
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.wire.limeguard_v1 import NodeList, NodeView
 
 pytestmark = pytest.mark.services

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.soft_agent import enrolment
-from tests.fakes.softtpm import EK_LOW_ATTRIBUTES, SoftNode
 from tests.fakes.verifier_site import Site
 
+from limeguard.simulator.softtpm import EK_LOW_ATTRIBUTES, SoftNode
 from limeguard.store.nodes import Enrolled
 from limeguard.verifier.enrolment import NewNode, examine
 from limeguard.verifier.enrolment import Site as OurSite

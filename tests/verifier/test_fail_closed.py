@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 from tests.fakes.nodes import make_record
-from tests.fakes.softtpm import SoftNode
 
 import limeguard
 from limeguard.appraisal.verdict import Condition
 from limeguard.clients.agent import AgentAddress, AgentClient
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import parse_severity
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.nodes import NodeRecord
 from limeguard.verifier import engine as engine_module

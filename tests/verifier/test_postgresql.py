@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from tests.fakes.pki import Authority
 from tests.fakes.postgres import Postgres, postgres_server
-from tests.fakes.softtpm import SoftNode
 from tests.fakes.verifier_site import running_verifier
+
+from limeguard.simulator.softtpm import SoftNode
 
 pytestmark = [pytest.mark.services, pytest.mark.xdist_group("postgresql")]
 

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from tests.fakes.pki import Authority
 from tests.fakes.soft_agent import Alter, SoftAgent, altered_part
-from tests.fakes.softtpm import SoftAk, SoftNode
 from tests.fakes.verifier_site import FAILED_AT_ONCE, Site, running_verifier
 
 from limeguard.evidence.tpm.structures import ClockInfo
+from limeguard.simulator.softtpm import SoftAk, SoftNode
 
 pytestmark = pytest.mark.services
 

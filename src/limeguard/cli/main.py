@@ -79,6 +79,7 @@ class LazyGroup(click.Group):
         "config": Lazy("limeguard.cli.config:config", "Show, check and explain the settings."),
         "demo": Lazy("limeguard.cli.demo:demo", "Attest a software TPM, change it, see it distrusted."),
         "explain": Lazy("limeguard.cli.explain:explain", "Explain a finding: what it means and what to do."),
+        "simulate": Lazy("limeguard.cli.simulate:simulate", "Simulate a fleet and see what the servers do with it."),
         "reference": Lazy("limeguard.cli.reference:reference", "Print a page of the reference, or OpenAPI."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import alembic.command
 import alembic.config
@@ -107,6 +107,10 @@ def _listen_sqlite(engine: AsyncEngine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+SQLITE_CONNECTIONS: Final = 5
+UNBOUNDED: Final = 1 << 30
+
+
 class Database:
     """A service's database: `transaction` for writes, `reading` for reads; both raise this module's two errors."""
 
@@ -114,9 +118,14 @@ class Database:
         """Prepare the engine; nothing is opened yet. Raises UnknownDatabaseError."""
         self.url = async_url(url)
         self.dialect = self.url.get_backend_name()
+        # SQLite has one writer at a time and lets others sleep and try again: in this process they queue instead.
+        self._one_writer = asyncio.Semaphore(1 if self.dialect == "sqlite" else UNBOUNDED)
         if self.dialect == "sqlite":
             _prepare_sqlite_file(self.url)
-            self.engine = create_async_engine(self.url, connect_args={"timeout": BUSY_SECONDS})
+            # Connections that are kept: opening one costs a thread and its settings.
+            self.engine = create_async_engine(
+                self.url, connect_args={"timeout": BUSY_SECONDS}, pool_size=SQLITE_CONNECTIONS, max_overflow=0
+            )
             _listen_sqlite(self.engine)
         else:
             self.engine = create_async_engine(
@@ -126,6 +135,11 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection whose work is committed at the end, or undone when the block raises."""
+        async with self._one_writer, self._written() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _written(self) -> AsyncIterator[AsyncConnection]:
         with _faults():
             async with self.engine.connect() as raw:
                 connection = await raw.execution_options(limeguard_write=True)

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Database
+from limeguard.store.group_insert import GroupInsert
 from limeguard.store.ima_history import history_text, parse_history
 from limeguard.store.schema_verifier import PARTITIONS, nodes
 from limeguard.telemetry import clean, get_logger
@@ -127,6 +128,7 @@ class Nodes:
         self._database = database
         self._verifier_id = verifier_id
         self._epoch = epoch
+        self._inserts = GroupInsert(database, nodes)
 
     async def load_all(self) -> list[NodeRecord]:
         """Return every node of this verifier."""
@@ -168,8 +170,7 @@ class Nodes:
             "version": record.version,
             "epoch": self._epoch,
         }
-        async with self._database.transaction() as connection:
-            await connection.execute(nodes.insert().values(**row))
+        await self._inserts.add(row)
 
     async def delete(self, agent_id: str) -> bool:
         """Remove a node of this verifier; False when there was none."""

@@ -167,9 +167,12 @@ class VerifierService:
         new = examine(agent_id, request, self._site, self._now())
         start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
         enrolled = new.enrolled
-        if self._engine.fleet.get(agent_id) is not None or await self._rows.get(agent_id) is not None:
+        if self._engine.fleet.get(agent_id) is not None:
             raise _exists(agent_id)
         if enrolled.runtime_policy_name is not None:
+            # Another verifier's node is found out by the insert below; before a policy is stored, it is looked for.
+            if request.runtime_policy and await self._rows.get(agent_id) is not None:
+                raise _exists(agent_id)
             judged = await self._runtime_policy(enrolled.runtime_policy_name, request)
             enrolled = replace(enrolled, has_runtime_policy=judged)
         blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")

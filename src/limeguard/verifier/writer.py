@@ -16,8 +16,9 @@ from limeguard.verifier.fleet import Node
 
 log = get_logger("keylime.verifier")
 
-BATCH_SECONDS = 0.1
-"""Results of rounds wait at most this long for company."""
+BATCH_SECONDS = 1.0
+"""Results of rounds wait at most this long for company. What readers decide by never waits (`save_now`); what a crash
+loses of the rest is a count, and how far a log was read: the next round reads that part again."""
 MAX_BATCH = 2000
 """Nodes in one transaction: a longer one would keep other writers out for too long."""
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)

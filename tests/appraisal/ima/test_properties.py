@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.soft_ima import SoftKernel, digest_of, policy_for
-from tests.fakes.softtpm import SoftNode
 
 from limeguard.appraisal.ima.batches import clean_batch
 from limeguard.appraisal.ima.entries import Rules, judge
@@ -18,6 +17,7 @@ from limeguard.evidence.ima.measurement_list import fits, parse_binary, parse_li
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.excludes import compile_excludes
 from limeguard.policy.runtime import compile_document
+from limeguard.simulator.softtpm import SoftNode
 
 NAMES = ("/a", "/b", "/c d", "/é")
 POLICY = compile_document(policy_for("/a", "/b", "/é"), "one")

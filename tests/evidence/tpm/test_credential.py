@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import vectors
-from tests.fakes.softtpm import SoftAk, SoftEk, SoftNode
 
 from limeguard.crypto.hashes import SHA256
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.certify import certification_fault
 from limeguard.evidence.tpm.credential import UnusableKeyError, kdf_a, make_credential, parse_credential_blob
 from limeguard.evidence.tpm.structures import parse_public_2b
+from limeguard.simulator.softtpm import SoftAk, SoftEk, SoftNode
 
 VECTORS = vectors.load("tpm/protocol.json")
 SECRET = b"abcdefghijklmnopqrstuvwxyz012345"

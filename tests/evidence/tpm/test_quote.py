@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import vectors
-from tests.fakes.softtpm import SoftAk, SoftNode, sign
 
 from limeguard.crypto.hashes import SHA1, SHA256
 from limeguard.evidence.reader import MalformedEvidence
@@ -21,6 +20,7 @@ from limeguard.evidence.tpm.structures import (
     build_signature,
     parse_public_2b,
 )
+from limeguard.simulator.softtpm import SoftAk, SoftNode, sign
 
 ALL = frozenset({"sha1", "sha256", "sha384", "sha512"})
 STRONG = frozenset({"sha256", "sha384", "sha512"})

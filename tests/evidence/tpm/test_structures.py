@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes import vectors
-from tests.fakes.softtpm import SoftAk, SoftEk
 
 from limeguard.crypto.hashes import SHA1, SHA256, SHA384, SHA512
 from limeguard.crypto.keys import spki_pem
@@ -31,6 +30,7 @@ from limeguard.evidence.tpm.structures import (
     parse_signature,
     to_2b,
 )
+from limeguard.simulator.softtpm import SoftAk, SoftEk
 
 VECTORS = vectors.load("tpm/protocol.json")
 HASHES = [SHA1, SHA256, SHA384, SHA512]

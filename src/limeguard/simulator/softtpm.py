@@ -50,8 +50,10 @@ DEFAULT_CLOCK = ClockInfo(100_000, 2, 0, safe=True)
 
 
 def algorithm(name: str) -> HashAlgorithm:
+    """Return a hash by its name. Raises ValueError."""
     found = hash_by_name(name)
-    assert found is not None
+    if found is None:
+        raise ValueError(f"{name} is not a hash that TPMs have")
     return found
 
 
@@ -102,6 +104,7 @@ class SoftAk:
 
     @property
     def public_2b(self) -> bytes:
+        """The public area as TPM2B_PUBLIC."""
         return to_2b(self.area.raw)
 
     def quote_parts(
@@ -163,6 +166,7 @@ class SoftEk:
 
     @property
     def public_2b(self) -> bytes:
+        """The public area as TPM2B_PUBLIC."""
         return to_2b(self.area.raw)
 
     def activate(self, blob: bytes, ak_name: bytes) -> bytes:
@@ -174,8 +178,8 @@ class SoftEk:
         mac, identity = id_object[2 : 2 + name_alg.size], id_object[2 + name_alg.size :]
         if not hmac.compare_digest(mac, hmac.new(hmac_key, identity + ak_name, name_alg.name).digest()):
             raise ValueError("TPM_RC_INTEGRITY")
-        assert self.area.symmetric is not None
-        aes = kdf_a(name_alg, seed, b"STORAGE", ak_name, self.area.symmetric.bits)
+        bits = self.area.symmetric.bits if self.area.symmetric is not None else 128
+        aes = kdf_a(name_alg, seed, b"STORAGE", ak_name, bits)
         decryptor = Cipher(algorithms.AES(aes), CFB(bytes(16))).decryptor()
         plain = decryptor.update(identity) + decryptor.finalize()
         return plain[2 : 2 + int.from_bytes(plain[:2], "big")]
@@ -197,8 +201,14 @@ class SoftEk:
 def transport_key(number: int = 0) -> rsa.RSAPrivateKey:
     """Return an agent's RSA transport key (NK)."""
     key = private_key("rsa2048", 200 + number)
-    assert isinstance(key, rsa.RSAPrivateKey)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise TypeError("transport keys are RSA keys")
     return key
+
+
+@functools.cache
+def _pem(key: rsa.RSAPrivateKey) -> str:
+    return spki_pem(key.public_key())
 
 
 @dataclass
@@ -223,10 +233,11 @@ class SoftNode:
     @property
     def pubkey(self) -> str:
         """The transport key as agents send it."""
-        return spki_pem(self.transport.public_key())
+        return _pem(self.transport)
 
     @property
     def kind(self) -> str:
+        """The kind of the AK, such as `ecc256`."""
         return self.ak.area.key_algorithm
 
     def extend(self, pcr: int, digest: bytes) -> None:

@@ -1,0 +1,82 @@
+"""Inserts of many callers in one transaction: whoever comes while one runs goes with the next.
+
+A commit waits for the disk, so that one commit for each row would bound enrolment to a hundred nodes a second.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from limeguard.store.database import Conflict, Database, StoreUnavailable
+
+MAX_ROWS: Final = 500
+"""Rows in one transaction."""
+
+Waiting = tuple[dict[str, Any], asyncio.Future[None]]
+
+
+class GroupInsert:
+    """Inserts into one table. Each caller hears only of its own row."""
+
+    def __init__(self, database: Database, table: sa.Table) -> None:
+        """Insert into `table`."""
+        self._database = database
+        self._table = table
+        self._waiting: list[Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def add(self, row: dict[str, Any]) -> None:
+        """Insert one row and return when it is committed. Raises Conflict, StoreUnavailable."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((row, done))
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        await asyncio.shield(done)
+
+    async def _run(self) -> None:
+        batch: list[Waiting] = []
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_ROWS], self._waiting[MAX_ROWS:]
+                await self._insert_all(batch)
+        finally:
+            # Nothing is awaited between the last look at what waits and this line: whoever comes next starts anew.
+            self._task = None
+            for _, done in (*batch, *self._waiting):
+                _settle(done, StoreUnavailable("the insert was given up"))
+
+    async def _insert_all(self, batch: Sequence[Waiting]) -> None:
+        try:
+            await self._insert([row for row, _ in batch])
+        except Conflict:
+            await self._one_by_one(batch)
+        except Exception as problem:  # noqa: BLE001 - whatever it is, it is what every caller must hear
+            for _, done in batch:
+                _settle(done, problem)
+        else:
+            for _, done in batch:
+                _settle(done, None)
+
+    async def _one_by_one(self, batch: Sequence[Waiting]) -> None:
+        for row, done in batch:
+            try:
+                await self._insert([row])
+            except Exception as problem:  # noqa: BLE001 - as above
+                _settle(done, problem)
+            else:
+                _settle(done, None)
+
+    async def _insert(self, rows: list[dict[str, Any]]) -> None:
+        async with self._database.transaction() as connection:
+            await connection.execute(self._table.insert(), rows)
+
+
+def _settle(done: asyncio.Future[None], problem: Exception | None) -> None:
+    if done.done():
+        return
+    if problem is None:
+        done.set_result(None)
+    else:
+        done.set_exception(problem)
