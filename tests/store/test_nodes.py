@@ -1,12 +1,12 @@
 """Nodes in the database: round trips, compare-and-set, what is kept out of memory; on every database there is."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Conflict, Database

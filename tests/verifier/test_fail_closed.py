@@ -9,12 +9,13 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import replace as with_fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.fakes.nodes import make_record
 
 import limeguard
@@ -128,7 +129,7 @@ class Bench:
         self.wire = Wire(SoftNode(soft.ek, soft.ak, soft.transport, dict(soft.pcrs), soft.clock))
         policy = PcrPolicy({23: frozenset({bytes(32)})}, 1 << 23)
         record = make_record("node-1", has_v=True)
-        self.store = Store(replace(record, enrolled=replace(record.enrolled, v=SHARE)))
+        self.store = Store(replace(record, enrolled=with_fields(record.enrolled, v=SHARE)))
         self.node = Node(self.store.row, soft.ak.area, policy, AgentAddress("127.0.0.1", 1, None))
         self.writer = Writer(self.store, lambda _node: None)
         self.engine = Engine(

@@ -1,12 +1,13 @@
 """The supervision machine: a table of what leads where, and what holds after every sequence of events."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace as with_fields
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
 from limeguard.appraisal import findings as known
 from limeguard.appraisal.findings import Finding
@@ -62,7 +63,7 @@ RULES = Rules(
     trust_lifetime=64.0,
     severity=SEVERITY,
 )
-GOING_ON = replace(RULES, continue_after_failure=True)
+GOING_ON = with_fields(RULES, continue_after_failure=True)
 
 MILD = Finding(known.PCR_VALUE, {"pcr": 23})
 SEVERE = Finding(known.PCR_VALUE, {"pcr": 7})
@@ -91,12 +92,12 @@ def run(state: Supervision, events: Sequence[Event], rules: Rules = RULES) -> St
 
 
 def begun(*, has_v: bool = False, **changes: object) -> Supervision:
-    return replace(step(Supervision(has_v=has_v), Enrolled(), RULES).state, **changes)  # type: ignore[arg-type]  # by name
+    return replace(step(Supervision(has_v=has_v), Enrolled(), RULES).state, **changes)
 
 
 def changed(before: Supervision, after: Supervision) -> dict[str, object]:
     """Return the fields that differ."""
-    names = [field.name for field in fields(before)]
+    names = before.__struct_fields__
     return {name: getattr(after, name) for name in names if getattr(after, name) != getattr(before, name)}
 
 
@@ -217,7 +218,7 @@ def test_worse_trouble_is_told_and_kept() -> None:
 
 
 def test_what_cannot_be_undone_is_severe_whatever_the_rules_say() -> None:
-    rules = replace(RULES, severity=parse_severity(DEFAULT_LABELS, [(".*", "info")]))
+    rules = with_fields(RULES, severity=parse_severity(DEFAULT_LABELS, [(".*", "info")]))
     assert run(ATTESTING, [RoundDistrusted((SEVERE,))], rules).state.phase is Phase.DOUBTED
     assert run(ATTESTING, [RoundDistrusted((FORGED,))], rules).state.phase is Phase.CONDEMNED
 
@@ -290,7 +291,7 @@ def test_an_answer_after_failed_tries_counts_them_anew() -> None:
 
 
 def test_without_retries_one_failed_try_is_enough() -> None:
-    taken = run(ATTESTING, [Unreachable("x")], replace(RULES, max_retries=0))
+    taken = run(ATTESTING, [Unreachable("x")], with_fields(RULES, max_retries=0))
     assert taken.state.phase is Phase.FAILED
 
 
@@ -328,7 +329,7 @@ def test_a_failed_node_comes_back_by_itself_when_so_configured() -> None:
 
 def test_endless_tries_never_spin() -> None:
     # trust: bounded
-    rules = replace(GOING_ON, retry_interval=0.0, quote_interval=0.0)
+    rules = with_fields(GOING_ON, retry_interval=0.0, quote_interval=0.0)
     assert run(ATTESTING, [Unreachable("x")] * 9, rules).effects[-1] == Schedule(MIN_PAUSE, FULL)
     assert run(ATTESTING, [OurFault("x")], rules).effects[-1] == Schedule(MIN_PAUSE, FULL)
 
@@ -478,7 +479,7 @@ def test_a_doubted_node_is_asked_on_after_a_restart() -> None:
 
 def test_a_condemned_node_stays_condemned_after_a_restart_with_other_rules() -> None:
     # trust: fail-closed
-    milder = replace(GOING_ON, severity=parse_severity((*DEFAULT_LABELS, "worse"), [(".*", "info")]))
+    milder = with_fields(GOING_ON, severity=parse_severity((*DEFAULT_LABELS, "worse"), [(".*", "info")]))
     condemned = run(ATTESTING, [RoundDistrusted((SEVERE,))]).state
     assert run(condemned, [Restarted(), RoundTrusted(200.0)], milder).state.integrity is Integrity.DISTRUSTED
 
@@ -486,7 +487,7 @@ def test_a_condemned_node_stays_condemned_after_a_restart_with_other_rules() -> 
 def test_phases_read_as_text_from_a_row_behave_the_same() -> None:
     # trust: fail-closed
     condemned = run(ATTESTING, [RoundDistrusted((SEVERE,))]).state
-    as_text = replace(condemned, phase="condemned", integrity="distrusted")  # type: ignore[arg-type]  # as a row holds it
+    as_text = replace(condemned, phase="condemned", integrity="distrusted")
     assert step(as_text, RoundTrusted(200.0), GOING_ON).state.integrity == "distrusted"
     assert as_text.condition(100.0) is Condition.DISTRUSTED
 

@@ -1,11 +1,11 @@
 """What readers are told, for every state and moment: no answer is greener than another, and none outlives its proof."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.fakes.nodes import make_record
 
 from limeguard.appraisal.verdict import Condition, Integrity, Reachability

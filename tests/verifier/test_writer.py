@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from tests.fakes.nodes import make_node
 
 from limeguard.appraisal.verdict import Integrity, Reachability
@@ -62,6 +62,7 @@ class Desk:
 @pytest.fixture
 async def desk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
     monkeypatch.setattr(module, "RETRY_SECONDS", (0.01,))
+    monkeypatch.setattr(module, "BATCH_SECONDS", 0.05)
     made = Desk()
     task = asyncio.create_task(made.writer.run())
     yield made

@@ -7,7 +7,7 @@ came first. Knows rows and SQL; must not know what the states mean.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -73,8 +73,7 @@ class Enrolled:
     enrolled_at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
+class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """What supervision knows of a node. Times are seconds since 1970, 0 is never."""
 
     supported_version: str
@@ -101,8 +100,7 @@ class NodeState:
     ran_checks: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
+class NodeRecord(msgspec.Struct, frozen=True):
     """One row. `version` is the number of the write that the record reflects."""
 
     enrolled: Enrolled
@@ -181,7 +179,7 @@ class Nodes:
     async def change_trust(self, record: NodeRecord) -> NodeRecord | None:
         """Write one state at once; return the record as written, or None when another write came first."""
         refused = await self.save_rounds([record])
-        return None if refused else replace(record, version=record.version + 1)
+        return None if refused else msgspec.structs.replace(record, version=record.version + 1)
 
     async def save_rounds(self, batch: Sequence[NodeRecord]) -> frozenset[str]:
         """Write the states of many nodes in one transaction; return the ids whose row had another version or is gone.

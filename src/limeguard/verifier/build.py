@@ -26,7 +26,7 @@ from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
-from limeguard.web.client import HttpClient
+from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
 
@@ -78,7 +78,7 @@ class Verifier:
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
         self._rows = Nodes(self._database, settings.uuid)
         self._tasks: list[asyncio.Task[None]] = []
-        self._http: HttpClient | None = None
+        self._http: PinnedHttp | None = None
         self._listener: Listener | None = None
         self.engine: Engine | None = None
         self.writer: Writer | None = None
@@ -93,7 +93,7 @@ class Verifier:
         settings = self._settings
         if settings.auto_migrate_db:
             await self._database.migrate(COMPONENT)
-        self._http = HttpClient(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
+        self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         self.writer = Writer(self._rows, self._changed_elsewhere)
         self.engine = Engine(

@@ -9,8 +9,10 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Protocol
+
+from msgspec.structs import replace
 
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.history import NO_IMA

@@ -6,7 +6,9 @@ Decides which rounds are due and which come late. Must not know what a round is,
 import asyncio
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea

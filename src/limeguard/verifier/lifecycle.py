@@ -8,9 +8,11 @@ each step that uses up its timer sets exactly one new one. Where supervision end
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, assert_never
+
+from msgspec.structs import replace
 
 from limeguard.appraisal.findings import (
     NOT_REACHABLE,

@@ -1,8 +1,7 @@
 """Between what supervision thinks in and what a row holds: pure, and the only place that knows both."""
 
-from dataclasses import replace
-
 import msgspec
+from msgspec.structs import replace
 
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.verdict import Integrity, Reachability

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
 
+import msgspec
+
 from limeguard.appraisal.verdict import Condition, Integrity, Reachability, condition
 from limeguard.policy.severity import SeverityRules
 from limeguard.verifier.challenge import retry_delay
@@ -65,8 +67,7 @@ class Job(Enum):
     """Send the V share, encrypted to the transport key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Supervision:
+class Supervision(msgspec.Struct, frozen=True):
     """What supervision knows of a node. Times are seconds since 1970.
 
     `attempts` counts requests without a usable answer since the last one with, `faults` rounds in a row that failed by

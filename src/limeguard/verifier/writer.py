@@ -6,8 +6,10 @@ newest state of each is written when it is back. Must not know what the states m
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.nodes import NodeRecord
