@@ -112,7 +112,7 @@ class Injection:
 
     def __call__(self, frame: FrameType, _event: str, _argument: object) -> None:
         code = frame.f_code
-        if not code.co_filename.startswith(ROOT) or code.co_name in {"run", "_until_next", "<module>"}:
+        if not code.co_filename.startswith(ROOT) or code.co_name in {"run", "<module>"}:
             return  # the outermost loops are the ones that a fault must not end: they have no caller in here
         self.calls += 1
         if self.calls == self._at:

@@ -23,7 +23,7 @@ from limeguard.verifier.routes import RULES, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import Writer
+from limeguard.verifier.writer import BATCH_SECONDS, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.pinned import PinnedHttp
@@ -38,6 +38,7 @@ MAX_JOBS: Final = 2048
 """Requests to agents at once. Agents that hang must be many before others have to wait."""
 LATE_SECONDS: Final = 1.0
 """A round that starts so much past its time is counted as late."""
+MAX_GATHER_SECONDS: Final = 5.0
 FINAL_FLUSH_SECONDS: Final = 3.0
 
 
@@ -53,6 +54,11 @@ def make_rules(settings: VerifierSettings) -> Rules:
         severity=parse_severity(settings.severity_labels, settings.severity_policy),
         continue_after_failure=settings.continue_after_failure,
     )
+
+
+def gather_seconds(trust_lifetime: float) -> float:
+    """Return how long results of rounds may wait: what is stored of trust lasts three quarters of its life at least."""
+    return min(max(trust_lifetime / 4, BATCH_SECONDS), MAX_GATHER_SECONDS)
 
 
 def make_signers(settings: VerifierSettings) -> Signers:
@@ -95,7 +101,8 @@ class Verifier:
             await self._database.migrate(COMPONENT)
         self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
-        self.writer = Writer(self._rows, self._changed_elsewhere)
+        rules = make_rules(settings)
+        self.writer = Writer(self._rows, self._changed_elsewhere, gather=gather_seconds(rules.trust_lifetime))
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
             Poller(
@@ -106,7 +113,7 @@ class Verifier:
             ),
             self.writer,
             self._rows,
-            make_rules(settings),
+            rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
             Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
         )

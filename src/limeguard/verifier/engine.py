@@ -5,7 +5,6 @@ it (lifecycle). Whatever goes wrong in here, a supervised node gets a new timer,
 """
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import Callable
@@ -34,6 +33,8 @@ JITTER: Final = 0.05
 """Part of a pause by which it is drawn out at random, so that a fleet does not march in step."""
 BUSY_PAUSE: Final = 0.05
 """Seconds after which a node is looked at again whose last job is just being given up."""
+FAULT_PAUSE: Final = 1.0
+"""Seconds until rounds are started again when that itself failed."""
 FALLBACK_PAUSE: Final = 30.0
 """Seconds until the next try when even the handling of a job failed."""
 REMOVE_PAUSE: Final = 2.0
@@ -96,8 +97,11 @@ class Engine:
         self._limits = limits
         self._now = now
         self._clock = clock
-        self._jobs: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
+        self._jobs: dict[asyncio.Task[None], tuple[Node, float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._armed_for = 0.0
         self._stopping = False
 
     # --- taking nodes in and stepping them ---------------------------------------------------------------------------
@@ -142,7 +146,7 @@ class Engine:
         match effect:
             case lifecycle.Schedule(after, _):
                 self.fleet.schedule(node, self._clock() + after, spread=max(spread, JITTER * after))
-                self._wake.set()
+                self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
             case lifecycle.Persist() if node.state is node.stored:
@@ -183,15 +187,41 @@ class Engine:
 
     async def run(self) -> None:
         """Start jobs as they come due, until cancelled."""
-        while True:
-            try:
-                self._wake.clear()
-                self._start_due()
-                await self._until_next()
-            except Exception:
-                log.exception("Error while starting rounds")
-                self.fleet.counters.faults += 1
-                await asyncio.sleep(1.0)
+        self._loop = asyncio.get_running_loop()
+        self._watch()
+        self._arm()
+        try:
+            await self._loop.create_future()
+        finally:
+            for timer in (self._timer, self._watchdog):
+                if timer is not None:
+                    timer.cancel()
+            self._loop = None
+
+    def _arm(self) -> None:
+        """Have `_fire` called when the next node is due. One timer of the loop stands for those of all nodes."""
+        if self._loop is None or self._stopping or len(self._jobs) >= self._limits.jobs:
+            return
+        due = self.fleet.next_due()
+        if due is None or (self._timer is not None and self._armed_for <= due):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed_for = due
+        self._timer = self._loop.call_later(max(due - self._clock(), 0.0), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        try:
+            self._start_due()
+        except Exception:
+            log.exception("Error while starting rounds")
+            self.fleet.counters.faults += 1
+            if self._loop is not None:
+                self._armed_for = self._clock() + FAULT_PAUSE
+                self._timer = self._loop.call_later(FAULT_PAUSE, self._fire)
+        else:
+            self._arm()
 
     def _start_due(self) -> None:
         while len(self._jobs) < self._limits.jobs and not self._stopping:
@@ -204,21 +234,30 @@ class Engine:
             node.busy = True
             task = asyncio.create_task(self._work(node, node.job or Job.FULL_ROUND))
             node.running = task
-            self._jobs.add(task)
+            self._jobs[task] = (node, self._clock() + self._limits.job_seconds)
             task.add_done_callback(self._job_done)
 
+    def _watch(self) -> None:
+        """Give up jobs that take too long, and see that the timer runs; one look is cheaper than a timer for each."""
+        if self._loop is None:
+            return
+        self._watchdog = self._loop.call_later(min(self._limits.job_seconds / 4, 1.0), self._watch)
+        now = self._clock()
+        if self._timer is not None and self._armed_for < now - FAULT_PAUSE:
+            self._timer.cancel()
+            self._timer = None
+        self._arm()
+        for task, (node, end) in list(self._jobs.items()):
+            if end < now and not node.abandoned and not node.late:
+                node.late = True
+                task.cancel()
+
     def _job_done(self, task: asyncio.Task[None]) -> None:
-        self._jobs.discard(task)
-        self._wake.set()
+        self._jobs.pop(task, None)
+        self._arm()
         if not task.cancelled() and (fault := task.exception()) is not None:
             log.error("A job ended with a fault: %s", clean(f"{type(fault).__name__}: {fault}"))
             self.fleet.counters.faults += 1
-
-    async def _until_next(self) -> None:
-        due = self.fleet.next_due() if len(self._jobs) < self._limits.jobs and not self._stopping else None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if due is None else max(due - self._clock(), 0.0)):
-                await self._wake.wait()
 
     async def _work(self, node: Node, job: Job) -> None:
         """Do one job and step the node, whatever happens on the way."""
@@ -228,7 +267,7 @@ class Engine:
             try:
                 result = await self._performed(node, job)
             finally:
-                node.busy, node.abandoned, node.running = False, False, None
+                node.busy, node.abandoned, node.late, node.running = False, False, False, None
             await self._finish(node, result, generation)
         except Exception:
             log.exception("Error while handling a job of agent %s", clean(node.agent_id))
@@ -239,16 +278,15 @@ class Engine:
     async def _performed(self, node: Node, job: Job) -> Result | None:
         """Return what came of the job; None when it was given up for an operator's word."""
         try:
-            async with asyncio.timeout(self._limits.job_seconds):
-                return await self._performer.perform(node, job)
+            return await self._performer.perform(node, job)
         except asyncio.CancelledError:
-            if not node.abandoned or self._stopping:
+            if not (node.abandoned or node.late) or self._stopping:
                 raise
             task = asyncio.current_task()
             if task is not None:
                 task.uncancel()
-            return None
-        except TimeoutError:
+            if node.abandoned:
+                return None
             return Result(lifecycle.Unreachable(f"timeout: not done within {self._limits.job_seconds:.0f} s"))
         except Exception as problem:
             log.exception("Error while attesting agent %s", clean(node.agent_id))
@@ -288,22 +326,22 @@ class Engine:
             log.error("Agent %s had no next round; it gets one", clean(node.agent_id))
             node.job = Job.FULL_ROUND
             self.fleet.schedule(node, self._clock() + FALLBACK_PAUSE)
-            self._wake.set()
+            self._arm()
 
     # --- stopping ----------------------------------------------------------------------------------------------------
 
     async def drain(self, seconds: float) -> None:
         """Start nothing more, let running jobs end for so long, then cancel what is left."""
         self._stopping = True
-        self._wake.set()
+        self._arm()
         log.info("Cancelled %d pending attestation event(s) for shutdown", self.fleet.pending())
         if self._jobs:
-            await asyncio.wait(self._jobs, timeout=seconds)
+            await asyncio.wait(list(self._jobs), timeout=seconds)
         if self._jobs:
             log.warning("%d attestation(s) still running after %.0f s are cancelled", len(self._jobs), seconds)
-            for task in self._jobs:
+            for task in list(self._jobs):
                 task.cancel()
-            await asyncio.wait(self._jobs, timeout=1.0)
+            await asyncio.wait(list(self._jobs), timeout=1.0)
 
 
 def shuffled() -> float:

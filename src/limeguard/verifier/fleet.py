@@ -26,7 +26,7 @@ class Node:
 
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
-    says that the running job was cancelled for such a word.
+    says that the running job was cancelled for such a word, `late` that it was for taking too long.
     """
 
     __slots__ = (
@@ -39,6 +39,7 @@ class Node:
         "generation",
         "job",
         "key_delivered",
+        "late",
         "policy",
         "record",
         "running",
@@ -57,6 +58,7 @@ class Node:
         self.job: Job | None = None
         self.busy = False
         self.abandoned = False
+        self.late = False
         self.running: asyncio.Task[None] | None = None
         self.generation = 0
         self.key_delivered = False

@@ -19,8 +19,8 @@ from limeguard.verifier.fleet import Node
 log = get_logger("keylime.verifier")
 
 BATCH_SECONDS = 1.0
-"""Results of rounds wait at most this long for company. What readers decide by never waits (`save_now`); what a crash
-loses of the rest is a count, and how far a log was read: the next round reads that part again."""
+"""Results of rounds wait at most this long for company by default. What readers decide by never waits (`save_now`);
+what a crash loses of the rest is a count, and how far a log was read: the next round reads that part again."""
 MAX_BATCH = 2000
 """Nodes in one transaction: a longer one would keep other writers out for too long."""
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -48,8 +48,12 @@ class WriterCounters:
 class Writer:
     """One task that writes; everybody else only says what is to be written."""
 
-    def __init__(self, store: RoundStore, on_refused: Callable[[Node], None]) -> None:
-        """Write to `store`; `on_refused` hears of nodes whose row was changed or removed by somebody else."""
+    def __init__(self, store: RoundStore, on_refused: Callable[[Node], None], *, gather: float | None = None) -> None:
+        """Write to `store`; `on_refused` hears of nodes whose row was changed or removed by somebody else.
+
+        Results wait up to `gather` seconds for company.
+        """
+        self._gather_seconds = BATCH_SECONDS if gather is None else gather
         self._store = store
         self._on_refused = on_refused
         self._waiting: dict[str, Node] = {}
@@ -110,7 +114,7 @@ class Writer:
     async def _gather(self) -> None:
         self._hurry.clear()
         try:
-            async with asyncio.timeout(BATCH_SECONDS):
+            async with asyncio.timeout(self._gather_seconds):
                 await self._hurry.wait()
         except TimeoutError:
             return
