@@ -103,6 +103,13 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         "Returns a node with its condition, findings and advice.",
         {200: ("The node.", limeguard_v1.NodeView), 404: ("No such node.", limeguard_v1.Problem), **_FORBIDDEN},
     ),
+    ("GET", "/healthz"): Operation("Says that the process lives.", {200: ("It does.", None)}),
+    ("GET", "/readyz"): Operation(
+        "Says whether requests should come here.", {200: ("They should.", None), 503: ("Why they should not.", None)}
+    ),
+    ("GET", "/metrics"): Operation(
+        "Returns metrics as Prometheus reads them.", {200: ("The metrics.", None), **_FORBIDDEN}
+    ),
     ("GET", DESCRIPTION): Operation("Returns this description.", {200: ("OpenAPI 3.1.", None), **_FORBIDDEN}),
     ("GET", verifier_v2.RUNTIME_POLICIES): Operation(
         "Lists runtime policies.", {200: ("Their names.", Envelope[RuntimePolicyNames]), **_FORBIDDEN}

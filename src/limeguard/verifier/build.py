@@ -17,9 +17,10 @@ from limeguard.telemetry import get_logger
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
+from limeguard.verifier.metrics import Metrics
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
-from limeguard.verifier.routes import RULES, make_routes, refuse
+from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
@@ -67,9 +68,11 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, max_body: int) -> App:
+def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
     """Return the app over a service."""
-    return App(make_routes(service), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse)
+    return App(
+        make_routes(service, watch), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse
+    )
 
 
 class Verifier:
@@ -125,11 +128,20 @@ class Verifier:
         )
         self._service = VerifierService(self._rows, self.engine, site, shelf)
         await self._service.take_up()
-        app = make_app(self._service, settings.max_upload_size)
+        metrics = Metrics(self.engine, self.writer, self._http)
+        app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
         self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf)]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+
+    def _not_ready(self) -> str | None:
+        """Return why requests should go elsewhere, None when they are welcome here."""
+        if self.engine is None or self.engine.draining:
+            return "the verifier is stopping"
+        if self.writer is not None and self.writer.failing:
+            return "the database cannot be used now"
+        return None
 
     def _changed_elsewhere(self, node: Node) -> None:
         self._service.changed_elsewhere(node)

@@ -137,7 +137,11 @@ class Engine:
             state = with_facts(state, facts, trusted=trusted)
         if isinstance(event, lifecycle.Enrolled | lifecycle.Reactivated):
             state = replace(state, findings=(), required_checks=(), ran_checks=(), ima=NO_IMA)
-        state = with_findings(state, _findings_of(event, step), self.rules.severity, now)
+        findings = _findings_of(event, step)
+        for finding in findings:
+            counted = self.fleet.counters.findings
+            counted[finding.kind.id] = counted.get(finding.kind.id, 0) + 1
+        state = with_findings(state, findings, self.rules.severity, now)
         node.job, node.key_delivered, node.faults = after.job, after.key_delivered, after.faults
         if state != node.state:
             node.become(state, now)
@@ -184,6 +188,11 @@ class Engine:
     def running_jobs(self) -> int:
         """How many jobs are being done."""
         return len(self._jobs)
+
+    @property
+    def draining(self) -> bool:
+        """Whether no more jobs are started."""
+        return self._stopping
 
     async def run(self) -> None:
         """Start jobs as they come due, until cancelled."""

@@ -5,8 +5,10 @@ Decides which rounds are due and which come late. Must not know what a round is,
 
 import asyncio
 import heapq
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -91,6 +93,10 @@ class Node:
         self.visible = self.record if current else written
 
 
+LATENESS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Bounds, in seconds, by which late rounds are counted."""
+
+
 @dataclass(slots=True)
 class Counters:
     """What happened since the start; read by metrics."""
@@ -98,6 +104,14 @@ class Counters:
     rounds: int = 0
     late_rounds: int = 0
     faults: int = 0
+    lateness: list[int] = field(default_factory=lambda: [0] * (len(LATENESS) + 1))
+    lateness_sum: float = 0.0
+    findings: dict[str, int] = field(default_factory=dict)
+
+    def began_late(self, seconds: float) -> None:
+        """Count a job that began so long after its time."""
+        self.lateness[bisect_left(LATENESS, seconds)] += 1
+        self.lateness_sum += seconds
 
 
 class Fleet:
@@ -165,6 +179,7 @@ class Fleet:
             return None
         node = heapq.heappop(self._heap)[2]
         node.due = None
+        self.counters.began_late(now - due)
         if now - due > self._late_after:
             self.counters.late_rounds += 1
         return node

@@ -42,8 +42,13 @@ RULES: Final[Mapping[str, Rule]] = {
     "list_node_views": Rule.ADMIN,
     "read_node_view": Rule.ADMIN,
     "read_api_description": Rule.ADMIN,
+    "read_health": Rule.PUBLIC,
+    "read_metrics": Rule.ADMIN,
 }
 """Who may do what. An action that is not here is refused."""
+
+PLAIN: Final = "text/plain; charset=utf-8"
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 SUCCESS: Final = envelope(200, "Success", {})
 CREATED: Final = envelope(201, "Created", {})
@@ -75,7 +80,7 @@ def guarded(call: Call) -> Handler:
     return handle
 
 
-def make_routes(service: VerifierService) -> tuple[Route, ...]:
+def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
     """Return the table of routes over one service."""
     nodes = _NodeHandlers(service)
     routes = (
@@ -94,6 +99,9 @@ def make_routes(service: VerifierService) -> tuple[Route, ...]:
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
+        Route("GET", "/healthz", "read_health", constant(Response(200, b"ok\n", PLAIN))),
+        Route("GET", "/readyz", "read_health", watch.ready),
+        Route("GET", "/metrics", "read_metrics", watch.metrics),
     )
     return described("limeguard verifier", __version__, routes, RULES, OPERATIONS)
 
@@ -113,6 +121,23 @@ def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
         Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
         Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", _unknown("Measured boot policy")),
     )
+
+
+class Watch:
+    """Handlers for those who watch the verifier itself: load balancers, and Prometheus."""
+
+    def __init__(self, problem: Callable[[], str | None], figures: Callable[[], bytes]) -> None:
+        """Ask `problem` why no requests should come here, and `figures` for the text of all metrics."""
+        self._problem, self._figures = problem, figures
+
+    async def ready(self, _request: Request) -> Response:
+        """Say whether requests are welcome."""
+        problem = self._problem()
+        return Response(200 if problem is None else 503, f"{problem or 'ok'}\n".encode(), PLAIN)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Return all figures."""
+        return Response(200, self._figures(), METRICS_TYPE)
 
 
 class _NodeHandlers:

@@ -5,6 +5,7 @@ newest state of each is written when it is back. Must not know what the states m
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,6 +44,7 @@ class WriterCounters:
     written: int = 0
     refused: int = 0
     failures: int = 0
+    seconds: float = 0.0
 
 
 class Writer:
@@ -134,11 +136,13 @@ class Writer:
 
     async def _write(self, batch: list[Node]) -> bool:
         records = [node.record for node in batch]
+        began = time.monotonic()
         try:
             refused = await self._store.save_rounds(records)
         except (StoreUnavailable, Conflict) as problem:
             self._note_failure(problem)
             return False
+        self.counters.seconds += time.monotonic() - began
         self._note_success(len(records), len(refused))
         for node, record in zip(batch, records, strict=True):
             if node.agent_id in refused:

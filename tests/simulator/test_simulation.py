@@ -1,0 +1,60 @@
+"""A small simulated fleet against a running verifier: every change and every attack has the effect that it should."""
+
+import time
+from pathlib import Path
+
+import pytest
+from tests.fakes.pki import Authority, client_context
+from tests.fakes.verifier_site import running_verifier
+
+from limeguard.simulator.identity import make_identity
+from limeguard.simulator.run import Plan, Report, Simulation, SimulationError, Site
+from limeguard.simulator.scenario import ATTACKS, Happening
+from limeguard.web.tls import server_context
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
+
+
+async def simulated(folder: Path, authority: Authority, plan: Plan) -> Report:
+    ca = authority.identity.certificate
+    async with running_verifier(folder, authority, quote_interval=plan.interval) as site:
+        certificate, key = make_identity(folder, time.time())
+        agents = server_context(certificate, key, "", (ca,), require_client=True)
+        simulation = Simulation(plan, Site(site.base, client_context(authority.issue("operator"), ca)))
+        return await simulation.run(agents, certificate.read_text())
+
+
+async def test_an_honest_fleet_stays_trusted_through_all_that_machines_do(tmp_path: Path, authority: Authority) -> None:
+    everyday = (
+        Happening(0.2, "measure", None, 1.0, files=5),
+        Happening(0.6, "reboot", 2, 0.0),
+        Happening(0.8, "latency", 2, 0.0, seconds=0.1),
+        Happening(1.2, "offline", 1, 0.0, seconds=0.2),
+        Happening(1.6, "measure", None, 1.0, files=2),
+    )
+    plan = Plan(nodes=6, seconds=4.0, interval=0.2, files=20, digests=100, scenario=everyday)
+    report = await simulated(tmp_path, authority, plan)
+    assert report.conditions == {"trusted": 6}
+    assert report.complaints == 0
+    assert report.rounds > 40
+    assert 0 <= report.lateness["p50"] <= report.lateness["p99"] <= report.lateness["max"]
+
+
+# trust: fail-closed
+async def test_every_attack_is_found_and_nobody_else_suffers(tmp_path: Path, authority: Authority) -> None:
+    attacks = tuple(Happening(0.3, attack, 1, 0.0) for attack in ATTACKS)
+    plan = Plan(nodes=len(ATTACKS) + 3, seconds=2.0, interval=0.2, files=10, digests=10, scenario=attacks)
+    report = await simulated(tmp_path, authority, plan)
+    assert {one.attack for one in report.detections if one.seconds is not None} == set(ATTACKS)
+    assert report.conditions == {"distrusted": len(ATTACKS), "trusted": 3}
+
+
+async def test_a_verifier_that_is_not_there_is_one_sentence(tmp_path: Path, authority: Authority) -> None:
+    ca = authority.identity.certificate
+    certificate, key = make_identity(tmp_path, time.time())
+    agents = server_context(certificate, key, "", (ca,), require_client=True)
+    simulation = Simulation(
+        Plan(nodes=1, seconds=1, interval=1), Site("https://127.0.0.1:9", client_context(authority.issue("op"), ca))
+    )
+    with pytest.raises(SimulationError, match="The verifier cannot be reached"):
+        await simulation.run(agents, certificate.read_text())
