@@ -4,6 +4,7 @@ It is as strict about requests as deployed agents are: what they would refuse is
 test that used the agent.
 """
 
+import json
 import re
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,6 +44,7 @@ class SoftAgent:
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self.shares: list[bytes] = []
+        self.notices: list[dict[str, Any]] = []
         self.complaints: list[str] = []
         self.alter: Alter = unaltered
         self.intercept: Intercept = no_intercept
@@ -92,6 +94,9 @@ class SoftAgent:
                 share = agent_v2.decode_vkey(await request.read())
                 self.shares.append(decrypt_key_share(self.node.transport, share))
                 return reply(200, agent_v2.encode_success())
+            case "notifications/revocation":
+                self.notices.append(json.loads(await request.read()))
+                return reply(200, agent_v2.encode_success())
             case _:
                 return reply(404, agent_v2.encode_error(404, "Not Found"))
 
@@ -106,7 +111,7 @@ class SoftAgent:
 QUOTE = re.compile(
     r"/v2\.[1-6]/quotes/integrity\?nonce=[A-Za-z0-9]{1,64}&mask=0x[0-9a-f]{1,8}&partial=[01]&ima_ml_entry=(0|[1-9][0-9]*)"
 )
-SHARE = re.compile(r"/v2\.[1-6]/keys/vkey")
+SHARE = re.compile(r"/v2\.[1-6]/(keys/vkey|notifications/revocation)")
 
 
 def complaints(request: web.BaseRequest) -> list[str]:

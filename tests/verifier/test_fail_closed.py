@@ -26,6 +26,7 @@ from limeguard.policy.severity import parse_severity
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.nodes import NodeRecord
+from limeguard.store.notices import Notice
 from limeguard.verifier import engine as engine_module
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine, Limits
@@ -92,7 +93,7 @@ class Store:
     def __init__(self, record: NodeRecord) -> None:
         self.row = record
 
-    async def save_rounds(self, batch: list[NodeRecord]) -> frozenset[str]:
+    async def save_rounds(self, batch: list[NodeRecord], _notices: list[Notice]) -> frozenset[str]:
         for record in batch:
             if record.version != self.row.version:
                 return frozenset({record.agent_id})

@@ -66,7 +66,7 @@ auto_recover_attestation_failures = False
 shutdown_drain_timeout = 10
 
 [revocations]
-enabled_revocation_notifications = []
+enabled_revocation_notifications = ['agent']
 zmq_ip = 127.0.0.1
 zmq_port = 8992
 webhook_url =
@@ -143,14 +143,19 @@ def test_all_trusts_less_than_it_says(tmp_path: Path) -> None:
     assert "does not turn verification off" in str(loaded.warnings[0])
 
 
-def test_a_notification_that_will_not_be_sent_is_warned_of(tmp_path: Path) -> None:
+def test_notices_go_where_the_section_says(tmp_path: Path) -> None:
     text = "[revocations]\nenabled_revocation_notifications = ['webhook']\nwebhook_url = https://u:hunter2@h/\n"
     loaded = load_verifier_settings(sources(tmp_path, text))
-    assert [w.option for w in loaded.warnings if "messages are not sent" in w.text] == [
-        "[revocations] enabled_revocation_notifications",
-        "[revocations] webhook_url",
-    ]
-    assert "hunter2" not in str([*map(str, loaded.warnings), loaded.found])
+    assert loaded.settings.enabled_revocation_notifications == ("webhook",)
+    assert loaded.settings.webhook_url == "https://u:hunter2@h/"
+    assert "hunter2" not in str([*map(str, loaded.warnings), loaded.found, loaded.settings])
+
+
+def test_a_webhook_without_url_is_warned_of(tmp_path: Path) -> None:
+    loaded = load_verifier_settings(
+        sources(tmp_path, "[revocations]\nenabled_revocation_notifications = ['webhook']\n")
+    )
+    assert ["no notice is posted" in warning.text for warning in loaded.warnings] == [True]
 
 
 @pytest.mark.parametrize(

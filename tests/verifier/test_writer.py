@@ -11,6 +11,7 @@ from tests.fakes.nodes import make_node
 from limeguard.appraisal.verdict import Integrity, Reachability
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.nodes import NodeRecord
+from limeguard.store.notices import Notice
 from limeguard.verifier import writer as module
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.view import shows_trust
@@ -27,7 +28,7 @@ class Rows:
         self.away = False
         self.gate: asyncio.Event | None = None
 
-    async def save_rounds(self, batch: list[NodeRecord]) -> frozenset[str]:
+    async def save_rounds(self, batch: list[NodeRecord], _notices: list[Notice]) -> frozenset[str]:
         if self.gate is not None:
             await self.gate.wait()
         if self.away:

@@ -12,7 +12,7 @@ from limeguard.authoring.ca import CaError
 from limeguard.authoring.files import FilesError
 from limeguard.authoring.keystore import KeyStoreError
 from limeguard.cli.logs import set_up_logging
-from limeguard.cli.tls_files import agents_tls, prepare_tls, server_tls
+from limeguard.cli.tls_files import agents_tls, prepare_tls, server_tls, servers_tls
 from limeguard.settings import SettingsError, Sources
 from limeguard.store.database import StoreUnavailable, UnknownDatabaseError
 from limeguard.telemetry import clean, get_logger
@@ -64,7 +64,7 @@ def _run(sources: Sources) -> int:
     log.info("Deprecated API versions: 1.0")
     _raise_file_limit()
     files = prepare_tls(settings, sources)
-    return uvloop.run(run_verifier(settings, server_tls(files), agents_tls(files)))
+    return uvloop.run(run_verifier(settings, server_tls(files), agents_tls(files), servers_tls(files)))
 
 
 def _raise_file_limit() -> None:

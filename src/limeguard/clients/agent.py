@@ -59,6 +59,10 @@ class AgentClient:
         """Hand over V, encrypted to the agent's transport key."""
         await self._call("POST", address, f"/v{version}/keys/vkey", agent_v2.encode_vkey(encrypted_share))
 
+    async def notify(self, address: AgentAddress, version: str, notice: bytes) -> None:
+        """Tell the agent that another node lost trust; what it does about that is its own business."""
+        await self._call("POST", address, f"/v{version}/notifications/revocation", notice)
+
     async def versions(self, address: AgentAddress) -> tuple[str, ...]:
         """Ask which API versions the agent serves. Raises BadAnswer too."""
         return agent_v2.decode_version((await self._call("GET", address, "/version")).body)

@@ -52,6 +52,7 @@ class FleetServer:
         self.clock = clock
         self.complaints = 0
         self.requests = 0
+        self.notices = 0
         self.connections = 0
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -118,7 +119,8 @@ class _Connection(asyncio.Protocol):
             return
         parts = urlsplit(target)
         _, version, *path = parts.path.split("/")
-        if method == "POST" and path == ["keys", "vkey"]:
+        if method == "POST" and path in (["keys", "vkey"], ["notifications", "revocation"]):
+            server.notices += path[0] == "notifications"
             self._send(200, agent_v2.encode_success())
             return
         if method != "GET" or path != ["quotes", "integrity"] or version[1:] not in VERSIONS:

@@ -19,6 +19,7 @@ from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Database
 from limeguard.store.group_insert import GroupInsert
 from limeguard.store.ima_history import history_text, parse_history
+from limeguard.store.notices import Notice, insert_notices
 from limeguard.store.schema_verifier import PARTITIONS, nodes
 from limeguard.telemetry import clean, get_logger
 
@@ -181,10 +182,11 @@ class Nodes:
         refused = await self.save_rounds([record])
         return None if refused else msgspec.structs.replace(record, version=record.version + 1)
 
-    async def save_rounds(self, batch: Sequence[NodeRecord]) -> frozenset[str]:
+    async def save_rounds(self, batch: Sequence[NodeRecord], notices: Sequence[Notice] = ()) -> frozenset[str]:
         """Write the states of many nodes in one transaction; return the ids whose row had another version or is gone.
 
-        A record's `version` is the one it builds on; the row gets the next one.
+        A record's `version` is the one it builds on; the row gets the next one. `notices` about nodes that are written
+        go into the outbox with them.
         """
         if not batch:
             return frozenset()
@@ -193,6 +195,10 @@ class Nodes:
             good = [record for record in batch if versions.get(record.agent_id) == record.version]
             if good:
                 await connection.execute(_UPDATE, [self._update_row(record) for record in good])
+            written = {record.agent_id for record in good}
+            told = [notice for notice in notices if notice.agent_id in written]
+            if told:
+                await insert_notices(connection, self._verifier_id, told)
         return frozenset(record.agent_id for record in batch) - {record.agent_id for record in good}
 
     def _update_row(self, record: NodeRecord) -> dict[str, Any]:

@@ -75,3 +75,18 @@ runtime_policies = sa.Table(
     sa.Column("tpm_policy", sa.Text),
     sa.Column("updated_at", sa.Double, nullable=False),
 )
+
+notices = sa.Table(
+    "limeguard_notices",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False, index=True),
+    sa.Column("channel", sa.String(20), nullable=False),
+    sa.Column("agent_id", sa.String(80), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("signing_key", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    # When the next try is due; NULL for a notice that was given up.
+    sa.Column("next_at", sa.Double),
+    sa.Column("created_at", sa.Double, nullable=False),
+)

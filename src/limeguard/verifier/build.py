@@ -12,14 +12,17 @@ from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
 from limeguard.store.database import Database
 from limeguard.store.nodes import COMPONENT, Nodes
+from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
+from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
+from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
@@ -27,6 +30,7 @@ from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import BATCH_SECONDS, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
+from limeguard.web.client import HttpClient
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
@@ -40,6 +44,8 @@ MAX_JOBS: Final = 2048
 LATE_SECONDS: Final = 1.0
 """A round that starts so much past its time is counted as late."""
 MAX_GATHER_SECONDS: Final = 5.0
+MAX_WEBHOOK_ANSWER: Final = 1 << 20
+MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
 
 
@@ -78,8 +84,15 @@ def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
 class Verifier:
     """A whole verifier in this process. `start` it inside a running loop, `stop` it there too."""
 
-    def __init__(self, settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext) -> None:
-        """Prepare; nothing is opened yet. `agents` is the one context for all agents."""
+    def __init__(
+        self,
+        settings: VerifierSettings,
+        server: ssl.SSLContext,
+        agents: ssl.SSLContext,
+        servers: ssl.SSLContext | None = None,
+    ) -> None:
+        """Prepare; nothing is opened yet. `agents` is the one context for all agents, `servers` that for webhooks."""
+        self._servers_context = servers
         self._settings = settings
         self._agents_context = agents
         self._server_context = server
@@ -88,6 +101,8 @@ class Verifier:
         self._rows = Nodes(self._database, settings.uuid)
         self._tasks: list[asyncio.Task[None]] = []
         self._http: PinnedHttp | None = None
+        self._webhook: HttpClient | None = None
+        self._publisher: Publisher | None = None
         self._listener: Listener | None = None
         self.engine: Engine | None = None
         self.writer: Writer | None = None
@@ -105,11 +120,21 @@ class Verifier:
         self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         rules = make_rules(settings)
-        self.writer = Writer(self._rows, self._changed_elsewhere, gather=gather_seconds(rules.trust_lifetime))
+        agents = AgentClient(self._http)
+        channels = self._channels(agents)
+        self._dispatcher = Dispatcher(
+            Outbox(self._database, settings.uuid), channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE)
+        )
+        self.writer = Writer(
+            self._rows,
+            self._changed_elsewhere,
+            gather=gather_seconds(rules.trust_lifetime),
+            on_notices=self._dispatcher.wake,
+        )
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
             Poller(
-                AgentClient(self._http),
+                agents,
                 answer_within=settings.request_timeout + LATE_SECONDS,
                 policies=shelf,
                 violations_found=not settings.ignore_tomtou_errors,
@@ -119,6 +144,7 @@ class Verifier:
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
             Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
+            channels=tuple(channels),
         )
         site = Site(
             verifier_id=settings.uuid,
@@ -132,8 +158,24 @@ class Verifier:
         app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
-        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf)]
+        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf, self._dispatcher)]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+
+    def _channels(self, agents: AgentClient) -> dict[str, Channel]:
+        """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""
+        settings, wanted = self._settings, self._settings.enabled_revocation_notifications
+        channels: dict[str, Channel] = {}
+        if AGENT in wanted:
+            channels[AGENT] = Agents(agents, lambda: self.engine.fleet if self.engine is not None else ())
+        if WEBHOOK in wanted and settings.webhook_url:
+            self._webhook = HttpClient(
+                self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
+            )
+            channels[WEBHOOK] = Webhook(self._webhook, settings.webhook_url)
+        if ZEROMQ in wanted:
+            self._publisher = Publisher(settings.zmq_ip, settings.zmq_port)
+            channels[ZEROMQ] = self._publisher
+        return channels
 
     def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
@@ -162,12 +204,17 @@ class Verifier:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                     await self.writer.flush()
-        if self._http is not None:
-            await self._http.close()
+        for client in (self._http, self._webhook):
+            if client is not None:
+                await client.close()
+        if self._publisher is not None:
+            self._publisher.close()
         await self._database.close()
 
 
-async def run_verifier(settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext) -> int:
+async def run_verifier(
+    settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext, servers: ssl.SSLContext | None = None
+) -> int:
     """Run until a signal asks for the end; return the exit status."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
@@ -181,7 +228,7 @@ async def run_verifier(settings: VerifierSettings, server: ssl.SSLContext, agent
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    verifier = Verifier(settings, server, agents)
+    verifier = Verifier(settings, server, agents, servers)
     try:
         await verifier.start()
         ended = asyncio.create_task(verifier.failed())

@@ -17,6 +17,7 @@ from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.verdict import Integrity
 from limeguard.store.database import StoreUnavailable
+from limeguard.store.notices import Notice
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Fleet, Node
@@ -26,6 +27,7 @@ from limeguard.verifier.poller import Facts, Result
 from limeguard.verifier.record import supervision_of, with_facts, with_findings, with_supervision
 from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
 from limeguard.verifier.writer import Writer
+from limeguard.wire.notice import notice_text
 
 log = get_logger("keylime.verifier")
 
@@ -85,10 +87,15 @@ class Engine:
         rules: Rules,
         limits: Limits,
         *,
+        channels: tuple[str, ...] = (),
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Put the parts together. `now` is seconds since 1970; `clock` never goes back, timers run on it."""
+        """Put the parts together. `now` is seconds since 1970; `clock` never goes back, timers run on it.
+
+        Notices go over `channels`.
+        """
+        self._channels = channels
         self.fleet = fleet
         self.rules = rules
         self._performer = performer
@@ -161,8 +168,29 @@ class Engine:
                 self._writer.save(node)
             case lifecycle.Remove():
                 applied.remove = True
-            case lifecycle.Notify() | lifecycle.SupervisionEnded() | lifecycle.Alarm():
-                return  # said in the log; no channel sends notices yet
+            case lifecycle.Notify():
+                node.notices += self._notices(node, effect)
+            case lifecycle.SupervisionEnded() | lifecycle.Alarm():
+                return  # said in the log
+
+    def _notices(self, node: Node, notify: lifecycle.Notify) -> list[Notice]:
+        """Return what is told of a node, once for each channel."""
+        if not self._channels:
+            return []
+        enrolled, finding = node.record.enrolled, notify.finding
+        text = notice_text(
+            kind=notify.kind.value,
+            ip=enrolled.ip,
+            agent_id=enrolled.agent_id,
+            port=enrolled.port,
+            tpm_policy=enrolled.tpm_policy,
+            meta_data=enrolled.meta_data,
+            at=time.localtime(self._now()),
+            event_id=finding.event_id,
+            severity_label=notify.label,
+            context=dict(finding.context),
+        )
+        return [Notice(channel, enrolled.agent_id, text) for channel in self._channels]
 
     def _abandon(self, node: Node) -> None:
         """Give up the running job: an operator has spoken, its result would be about the past."""

@@ -16,6 +16,7 @@ from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.nodes import NodeRecord, NodeState
+from limeguard.store.notices import Notice
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
 
@@ -29,6 +30,7 @@ class Node:
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
+    `notices` go into the outbox with the next write.
     """
 
     __slots__ = (
@@ -42,6 +44,7 @@ class Node:
         "job",
         "key_delivered",
         "late",
+        "notices",
         "policy",
         "record",
         "running",
@@ -61,6 +64,7 @@ class Node:
         self.busy = False
         self.abandoned = False
         self.late = False
+        self.notices: list[Notice] = []
         self.running: asyncio.Task[None] | None = None
         self.generation = 0
         self.key_delivered = False
@@ -177,9 +181,10 @@ class Fleet:
         due = self.next_due()
         if due is None or due > now:
             return None
+        # Counted first: a fault in here leaves the node due.
+        self.counters.began_late(now - due)
         node = heapq.heappop(self._heap)[2]
         node.due = None
-        self.counters.began_late(now - due)
         if now - due > self._late_after:
             self.counters.late_rounds += 1
         return node

@@ -136,6 +136,18 @@ class VerifierSettings:
         """The URL of the database."""
         return shared.database_url(self.database_url, self.work_dir, DATABASE_FILE)
 
+    enabled_revocation_notifications: tuple[str, ...] = option(
+        literal_list_of("agent", "zeromq", "webhook"),
+        "['agent']",
+        "Who hears of a node that lost trust: `agent` all other agents, `webhook` the URL below, `zeromq` subscribers.",
+        section="revocations",
+    )
+    zmq_ip: str = option(ADDRESS, "127.0.0.1", "Address that ZeroMQ subscribers connect to.", section="revocations")
+    zmq_port: int = option(PORT, "8992", "Port that ZeroMQ subscribers connect to.", section="revocations")
+    webhook_url: str = option(
+        URL, "", "URL that notices are posted to; empty posts none.", section="revocations", mask=mask_url
+    )
+
 
 def _tls_values(settings: VerifierSettings) -> Mapping[str, str | tuple[str, ...]]:
     return {
@@ -164,6 +176,8 @@ def _clashes(settings: VerifierSettings) -> Iterator[Clash]:
 
 
 def _cautions(settings: VerifierSettings) -> Iterator[Clash]:
+    if "webhook" in settings.enabled_revocation_notifications and not settings.webhook_url:
+        yield "enabled_revocation_notifications", "webhook is enabled without webhook_url: no notice is posted"
     yield from shared.version_cautions(settings.version)
     yield from trust_cautions(_trust(settings))
     if not settings.enable_agent_mtls:
@@ -199,25 +213,6 @@ NOT_ACTED_ON = (
             ("nonce_lifetime", integer(1), "60"),
         ],
         _PUSH,
-    ),
-    *not_yet(
-        [("enabled_revocation_notifications", literal_list_of("agent", "zeromq", "webhook"), "['agent']")],
-        "revocation messages are not sent",
-        IfSet.WARN,
-        section="revocations",
-        inert=("[]",),
-    ),
-    *not_yet(
-        [("zmq_ip", ADDRESS, "127.0.0.1"), ("zmq_port", PORT, "8992")],
-        "revocation messages are not sent",
-        section="revocations",
-    ),
-    *not_yet(
-        [("webhook_url", URL, "")],
-        "revocation messages are not sent",
-        IfSet.WARN,
-        section="revocations",
-        mask=mask_url,
     ),
 )
 

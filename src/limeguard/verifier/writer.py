@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.nodes import NodeRecord
+from limeguard.store.notices import Notice
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.fleet import Node
 
@@ -31,8 +32,8 @@ RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 class RoundStore(Protocol):
     """What the writer needs of the store."""
 
-    async def save_rounds(self, batch: list[NodeRecord], /) -> frozenset[str]:
-        """Write the states; return the ids that were refused."""
+    async def save_rounds(self, batch: list[NodeRecord], notices: list[Notice], /) -> frozenset[str]:
+        """Write the states, and the notices with them; return the ids that were refused."""
         ...
 
 
@@ -50,12 +51,20 @@ class WriterCounters:
 class Writer:
     """One task that writes; everybody else only says what is to be written."""
 
-    def __init__(self, store: RoundStore, on_refused: Callable[[Node], None], *, gather: float | None = None) -> None:
+    def __init__(
+        self,
+        store: RoundStore,
+        on_refused: Callable[[Node], None],
+        *,
+        gather: float | None = None,
+        on_notices: Callable[[], None] | None = None,
+    ) -> None:
         """Write to `store`; `on_refused` hears of nodes whose row was changed or removed by somebody else.
 
-        Results wait up to `gather` seconds for company.
+        Results wait up to `gather` seconds for company. `on_notices` hears that there is something in the outbox.
         """
         self._gather_seconds = BATCH_SECONDS if gather is None else gather
+        self._on_notices = on_notices
         self._store = store
         self._on_refused = on_refused
         self._waiting: dict[str, Node] = {}
@@ -138,12 +147,17 @@ class Writer:
         records = [node.record for node in batch]
         began = time.monotonic()
         try:
-            refused = await self._store.save_rounds(records)
+            notices = [notice for node in batch for notice in node.notices]
+            refused = await self._store.save_rounds(records, notices)
         except (StoreUnavailable, Conflict) as problem:
             self._note_failure(problem)
             return False
         self.counters.seconds += time.monotonic() - began
         self._note_success(len(records), len(refused))
+        for node in batch:
+            node.notices = [notice for notice in node.notices if notice not in notices]
+        if notices and self._on_notices is not None:
+            self._on_notices()
         for node, record in zip(batch, records, strict=True):
             if node.agent_id in refused:
                 self.forget(node)

@@ -1,0 +1,100 @@
+"""The outbox: notices that are to be delivered, as rows that were committed with the change of trust they tell of."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from limeguard.store.database import Database
+from limeguard.store.schema_verifier import nodes, notices
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What is to be told of a node: JSON text, over a channel."""
+
+    channel: str
+    agent_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A row: a notice, how often its delivery was tried, and the PEM key that signs it (empty for none)."""
+
+    id: int
+    notice: Notice
+    attempts: int
+    signing_key: str = field(repr=False)
+
+
+async def insert_notices(connection: AsyncConnection, verifier_id: str, batch: Sequence[Notice]) -> None:
+    """Add notices in a running transaction; each keeps the key of its node, which may be deleted before delivery."""
+    key = sa.select(nodes.c.revocation_key).where(nodes.c.agent_id == sa.bindparam("agent_id")).scalar_subquery()
+    statement = notices.insert().values(
+        verifier_id=verifier_id,
+        channel=sa.bindparam("channel"),
+        agent_id=sa.bindparam("agent_id"),
+        message=sa.bindparam("message"),
+        signing_key=sa.func.coalesce(key, ""),
+        attempts=0,
+        next_at=0.0,
+        created_at=time.time(),
+    )
+    rows = [{"channel": one.channel, "agent_id": one.agent_id, "message": one.message} for one in batch]
+    for row in rows:
+        await connection.execute(statement, row)
+
+
+class Outbox:
+    """The notices of one verifier. Every method may raise StoreUnavailable."""
+
+    def __init__(self, database: Database, verifier_id: str) -> None:
+        """Work on the rows of `verifier_id`."""
+        self._database = database
+        self._verifier_id = verifier_id
+
+    async def claim(self, now: float, until: float, limit: int) -> list[Waiting]:
+        """Return notices that are due, oldest first; nobody else gets them before `until`."""
+        table = notices.c
+        query = (
+            sa.select(table.id, table.channel, table.agent_id, table.message, table.attempts, table.signing_key)
+            .where(table.verifier_id == self._verifier_id, table.next_at <= now)
+            .order_by(table.id)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            if (await connection.execute(query.limit(1))).first() is None:
+                return []
+        async with self._database.transaction() as connection:
+            rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+            if rows:
+                claimed = notices.update().where(table.id.in_([row.id for row in rows])).values(next_at=until)
+                await connection.execute(claimed)
+        return [
+            Waiting(row.id, Notice(row.channel, row.agent_id, row.message), row.attempts, row.signing_key)
+            for row in rows
+        ]
+
+    async def delivered(self, waiting: Waiting) -> None:
+        """Forget a notice."""
+        async with self._database.transaction() as connection:
+            await connection.execute(notices.delete().where(notices.c.id == waiting.id))
+
+    async def failed(self, waiting: Waiting, next_at: float | None) -> None:
+        """Note a try that failed; without another one the row stays for people to look at."""
+        changed = notices.update().where(notices.c.id == waiting.id)
+        async with self._database.transaction() as connection:
+            await connection.execute(changed.values(attempts=waiting.attempts + 1, next_at=next_at))
+
+    async def counts(self) -> tuple[int, int]:
+        """Return how many notices wait, and how many were given up."""
+        table = notices.c
+        query = sa.select(sa.func.count(table.next_at), sa.func.count(table.id)).where(
+            table.verifier_id == self._verifier_id
+        )
+        async with self._database.reading() as connection:
+            waiting, rows = (await connection.execute(query)).one()
+        return int(waiting), int(rows) - int(waiting)
