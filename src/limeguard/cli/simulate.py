@@ -105,7 +105,7 @@ def _with_own_servers(plan: Plan, *, register: bool, database: str) -> dict[str,
         operator = sandbox.client_context()
         site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar)
         assert sandbox.verifier is not None  # noqa: S101 - started above
-        pids = _family(sandbox.verifier.pid)
+        pids = family(sandbox.verifier.pid)
         return _simulated(plan, site, sandbox.folder, sandbox.authority / "cacert.crt", pids)
 
 
@@ -122,7 +122,7 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pids: list[i
     agents = server_context(certificate, key, "", (clients,), require_client=True)
 
     def meter() -> tuple[float, int]:
-        return sum(map(_cpu_seconds, pids)), sum(map(_resident, pids))
+        return sum(map(cpu_seconds, pids)), sum(map(resident, pids))
 
     async def run() -> Report:
         return await Simulation(plan, site, meter).run(agents, certificate.read_text())
@@ -137,7 +137,7 @@ def _figures(report: Report) -> dict[str, Any]:
     return found
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """Return a process and what it started."""
     found = [pid]
     try:
@@ -145,11 +145,12 @@ def _family(pid: int) -> list[int]:
     except OSError:
         return found
     for child in children:
-        found += _family(int(child))
+        found += family(int(child))
     return found
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU that a process has used, 0 for one that is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -157,7 +158,8 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return the bytes that a process has in memory."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:

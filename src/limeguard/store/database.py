@@ -122,10 +122,10 @@ class Database:
         self._one_writer = asyncio.Semaphore(1 if self.dialect == "sqlite" else UNBOUNDED)
         if self.dialect == "sqlite":
             _prepare_sqlite_file(self.url)
-            # Connections that are kept: opening one costs a thread and its settings.
-            self.engine = create_async_engine(
-                self.url, connect_args={"timeout": BUSY_SECONDS}, pool_size=SQLITE_CONNECTIONS, max_overflow=0
-            )
+            # Connections that are kept: opening one costs a thread and its settings. A database in memory has one only.
+            in_memory = self.url.database in {None, "", ":memory:"}
+            kept = {} if in_memory else {"pool_size": SQLITE_CONNECTIONS, "max_overflow": 0}
+            self.engine = create_async_engine(self.url, connect_args={"timeout": BUSY_SECONDS}, **kept)
             _listen_sqlite(self.engine)
         else:
             self.engine = create_async_engine(

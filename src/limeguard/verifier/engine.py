@@ -33,6 +33,8 @@ log = get_logger("keylime.verifier")
 
 JITTER: Final = 0.05
 """Part of a pause by which it is drawn out at random, so that a fleet does not march in step."""
+TICK: Final = 0.002
+"""Seconds for which rounds that come due close together wait for each other: one wake-up for several."""
 BUSY_PAUSE: Final = 0.05
 """Seconds after which a node is looked at again whose last job is just being given up."""
 FAULT_PAUSE: Final = 1.0
@@ -245,7 +247,7 @@ class Engine:
         if self._timer is not None:
             self._timer.cancel()
         self._armed_for = due
-        self._timer = self._loop.call_later(max(due - self._clock(), 0.0), self._fire)
+        self._timer = self._loop.call_later(max(due - self._clock(), TICK), self._fire)
 
     def _fire(self) -> None:
         self._timer = None
