@@ -266,7 +266,8 @@ class _Connection(asyncio.Protocol):
             self._began = True
             return
         answered, self._answered = self._answered, None
-        self.usable = bool(self._parser.should_keep_alive())
+        # A second answer to one question: whatever it answers, it is nothing that was asked.
+        self.usable = answered is not None and bool(self._parser.should_keep_alive())
         if answered is not None and not answered.done():
             body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
             answered.set_result(Answer(status, body, MappingProxyType(self._headers)))
