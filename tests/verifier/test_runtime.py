@@ -18,6 +18,7 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.policy import dsse
 from limeguard.policy.keyring import key_id_of, keyring_text
+from limeguard.policy.runtime import empty_policy_document
 
 pytestmark = pytest.mark.services
 
@@ -180,6 +181,31 @@ async def test_an_updated_policy_revives_a_node_without_enrolling_it_again(site:
     await site.reaches(agent, "trusted", rounds=2)
     in_use = await site.ask("DELETE", "/v2.6/allowlists/web")
     assert (in_use.status, in_use.said) == (409, "Can't delete allowlist as it's currently in use by agent node-1")
+
+
+async def test_a_node_says_whether_its_policy_allows_anything_after_an_update_too(
+    tmp_path: Path, authority: Authority
+) -> None:
+    async with running_verifier(tmp_path, authority) as site:
+        empty = empty_policy_document()
+        agent, _ = await measured(site, empty, runtime_policy_name="web")
+        assert (await site.status(agent))["has_runtime_policy"] == 0
+        update = {"runtime_policy": encoded(policy_for(*TOOLS))}
+        assert (await site.ask("PUT", "/v2.6/allowlists/web", update)).status == 201
+        assert (await site.status(agent))["has_runtime_policy"] == 1
+    async with running_verifier(tmp_path, authority) as site:
+        assert (await site.status(agent))["has_runtime_policy"] == 1
+
+
+async def test_another_verifier_s_node_keeps_its_policy(tmp_path: Path, authority: Authority) -> None:
+    # trust: default-deny
+    async with running_verifier(tmp_path, authority) as first:
+        agent, _ = await measured(first, policy_for(*TOOLS))
+        async with running_verifier(tmp_path, authority, uuid="other") as second:
+            answer = await second.ask("POST", f"/v2.6/agents/{agent.agent_id}", agent.enrolment())
+            assert answer.status == 409
+        stored = await first.ask("GET", f"/v2.6/allowlists/{agent.agent_id}")
+        assert json.loads(stored.json["results"]["runtime_policy"])["digests"] == policy_for(*TOOLS)["digests"]
 
 
 async def test_an_update_counts_for_the_answer_that_comes_after_it(site: Site) -> None:

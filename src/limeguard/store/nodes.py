@@ -171,6 +171,12 @@ class Nodes:
         }
         await self._inserts.add(row)
 
+    async def note_policy(self, name: str, *, says: bool) -> None:
+        """Note of all nodes with this runtime policy whether it allows anything; no state changes by that."""
+        statement = nodes.update().where(nodes.c.runtime_policy_name == name).values(has_runtime_policy=says)
+        async with self._database.transaction() as connection:
+            await connection.execute(statement)
+
     async def delete(self, agent_id: str) -> bool:
         """Remove a node of this verifier; False when there was none."""
         statement = nodes.delete().where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)

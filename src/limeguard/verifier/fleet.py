@@ -8,6 +8,7 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
 from typing import Final
 
 from msgspec.structs import replace
@@ -85,6 +86,13 @@ class Node:
         self.record = replace(self.record, state=state)
         if shows_trust(self.visible.state, now) or not shows_trust(state, now):
             self.visible = self.record
+
+    def note_policy(self, *, says: bool) -> None:
+        """Note whether the node's runtime policy, which was replaced, allows anything."""
+        enrolled = with_fields(self.record.enrolled, has_runtime_policy=says)
+        same = self.visible is self.record
+        self.record = replace(self.record, enrolled=enrolled)
+        self.visible = self.record if same else replace(self.visible, enrolled=enrolled)
 
     def committed(self, written: NodeRecord) -> None:
         """Note what the database now holds.

@@ -72,6 +72,10 @@ class NodeRows(Protocol):
         """Return one node of any verifier."""
         ...
 
+    async def note_policy(self, name: str, /, *, says: bool) -> None:
+        """Note of all nodes with this runtime policy whether it allows anything."""
+        ...
+
     async def add(self, record: NodeRecord, /, *, mtls_cert: str | None, revocation_key: str) -> None:
         """Insert a node. Raises Conflict."""
         ...
@@ -171,7 +175,8 @@ class VerifierService:
             raise _exists(agent_id)
         if enrolled.runtime_policy_name is not None:
             # Another verifier's node is found out by the insert below; before a policy is stored, it is looked for.
-            if request.runtime_policy and await self._rows.get(agent_id) is not None:
+            stores = bool(request.runtime_policy) or not request.runtime_policy_name
+            if stores and await self._rows.get(agent_id) is not None:
                 raise _exists(agent_id)
             judged = await self._runtime_policy(enrolled.runtime_policy_name, request)
             enrolled = replace(enrolled, has_runtime_policy=judged)
@@ -227,11 +232,21 @@ class VerifierService:
                 text = f"Runtime policy with name {clean(name, 255)} does not already exist, use POST to create"
                 raise Refused(404, text)
             log.info("Runtime policy %s was replaced", clean(name))
+            await self._note_policy(name)
             return
         try:
             await self._shelf.add(name, accepted, tpm_policy)
         except Conflict:
             raise Refused(409, f"Runtime policy with name {clean(name, 255)} already exists") from None
+
+    async def _note_policy(self, name: str) -> None:
+        """Have nodes say whether their policy, which was replaced, allows anything."""
+        policy = self._shelf.current(name)
+        says = policy is not None and policy.says_something
+        await self._rows.note_policy(name, says=says)
+        for node in self._engine.fleet:
+            if node.record.enrolled.runtime_policy_name == name:
+                node.note_policy(says=says)
 
     async def delete_policy(self, name: str) -> None:
         """Delete a runtime policy that no node uses. Raises Refused."""
