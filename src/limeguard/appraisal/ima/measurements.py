@@ -169,15 +169,12 @@ class _Run:
 
     def _fold(self, first: int, digests: Iterable[bytes]) -> None:
         """Fold the digests of clean lines from `first` on, and see where the quoted value is reached."""
-        new, fold, quoted = self.bank.constructor, self.fold, self.quoted if self.matched is None else None
-        index = first
-        for digest in digests:
-            fold = new(fold + digest).digest()
-            index += 1
-            if fold == quoted:
-                self.matched, quoted = index, None
+        new, fold = self.bank.constructor, self.fold
+        folds = [fold := new(fold + digest).digest() for digest in digests]
         self.fold = fold
-        self.count += index - first
+        self.count += len(folds)
+        if self.matched is None and self.quoted in folds:
+            self.matched = first + folds.index(self.quoted) + 1
 
     def _entry(self, index: int) -> int:
         """Fold and judge the entry that begins in line `index`; return the index after it."""
