@@ -187,7 +187,7 @@ class Engine:
             port=enrolled.port,
             tpm_policy=enrolled.tpm_policy,
             meta_data=enrolled.meta_data,
-            at=time.localtime(self._now()),
+            at=time.asctime(time.localtime(self._now())),
             event_id=finding.event_id,
             severity_label=notify.label,
             context=dict(finding.context),

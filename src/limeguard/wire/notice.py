@@ -1,7 +1,6 @@
 """Notices about nodes that lost trust, byte for byte as agents and webhooks of Keylime's sites read them (§15.5)."""
 
 import json
-import time
 from base64 import b64encode
 from typing import Any
 
@@ -22,14 +21,14 @@ def notice_text(
     port: int | None,
     tpm_policy: str,
     meta_data: str | None,
-    at: time.struct_time,
+    at: str,
     event_id: str,
     severity_label: str,
     context: dict[str, Any],
 ) -> str:
     """Return the signed text. The order of members, and the blanks after commas and colons, are part of the format.
 
-    `context` becomes JSON text inside; `at` is local time.
+    `context` becomes JSON text inside; `at` is local time as C's `asctime` writes it.
     """
     return json.dumps(
         {
@@ -39,7 +38,7 @@ def notice_text(
             "port": port,
             "tpm_policy": tpm_policy,
             "meta_data": meta_data,
-            "event_time": time.asctime(at),
+            "event_time": at,
             "event_id": event_id,
             "severity_label": severity_label,
             "context": json.dumps(context),

@@ -11,7 +11,7 @@ from typing import Final
 from limeguard.crypto.hashes import HashAlgorithm
 from limeguard.policy.runtime import RuntimePolicy
 
-BATCH: Final = 256
+BATCH: Final = 512
 """Lines at a time: enough to share the cost, few enough to stay in a core's cache."""
 _PCR: Final = b"10 "
 _MIDDLE: Final = b" ima-ng sha256:"

@@ -151,7 +151,7 @@ class _Run:
     def _digests(self, lines: Sequence[bytes], policy: RuntimePolicy) -> list[bytes]:
         """Return what lines extend PCR 10 with, up to the first that is not clean."""
         seen = list(map(self.known.get, lines))
-        if None not in seen:
+        if all(seen):  # a digest is never empty
             return cast("list[bytes]", seen)
         if not any(seen):
             new = clean_batch(lines, policy, self.bank, self.log_hash)
