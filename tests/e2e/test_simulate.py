@@ -1,0 +1,60 @@
+"""`limeguard simulate` as a program: its own verifier, a table, JSON, and what it says of wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-tools")]
+
+QUICK = ("--nodes", "3", "--interval", "0.5", "--warm-up", "1", "--seconds", "3")
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limeguard", "simulate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_fleet_is_registered_enrolled_and_attacked(tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.yaml"
+    scenario.write_text("- {at: 1, do: unlisted, nodes: 1}\n")
+    done = simulate(*QUICK, "--register", "--files", "5", "--digests", "50", "--scenario", str(scenario), "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["conditions"] == {"distrusted": 1, "trusted": 2}
+    (found,) = report["detections"]
+    assert 0 < found["seconds"] < 5
+    assert report["rounds"] > 5
+    assert report["verifier_cpu"] > 0
+    assert report["registered_per_second"] > 0
+    assert report["complaints"] == 0
+
+
+def test_people_get_a_table() -> None:
+    done = simulate(*QUICK)
+    assert done.returncode == 0, done.stderr
+    for word in ("machines", "enrolled", "lateness", "ms CPU a round", "trusted 3"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--verifier", "https://127.0.0.1:9"], "--verifier needs --cert, --key and --ca"),
+        (["--nodes", "0"], "0 is not in the range"),
+    ],
+)
+def test_wrong_arguments_are_said(arguments: list[str], said: str) -> None:
+    done = simulate(*arguments)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_a_scenario_that_cannot_be_played_is_named(tmp_path: Path) -> None:
+    scenario = tmp_path / "scenario.yaml"
+    scenario.write_text("- {at: 1, do: explode}\n")
+    done = simulate("--scenario", str(scenario))
+    assert done.returncode == 1
+    assert "do is one of unlisted" in done.stderr
