@@ -24,6 +24,7 @@ WEBHOOK: Final = "webhook"
 ZEROMQ: Final = "zeromq"
 BATCH: Final = 50
 IDLE_SECONDS: Final = 5.0
+"""Seconds between two looks at the outbox when nobody says that there is something in it."""
 CLAIM_SECONDS: Final = 120.0
 """Nobody else delivers a notice for so long; a verifier that died in between leaves it to the next."""
 FAN_OUT: Final = 32
@@ -120,6 +121,7 @@ class Dispatcher:
         """Deliver over `channels`; `pause` is the first pause in seconds after a failed try, and doubles."""
         self._box, self._channels, self._pause, self._now = box, channels, pause, now
         self._wake = asyncio.Event()
+        self._again_at: float | None = None
         self.delivered = 0
         self.failed = 0
         self.given_up = 0
@@ -144,8 +146,10 @@ class Dispatcher:
                 await self._wait()
 
     async def _wait(self) -> None:
+        due = IDLE_SECONDS if self._again_at is None else self._again_at - self._now()
+        self._again_at = None
         try:
-            async with asyncio.timeout(min(self._pause, IDLE_SECONDS)):
+            async with asyncio.timeout(min(max(due, 0.0), IDLE_SECONDS)):
                 await self._wake.wait()
         except TimeoutError:
             return
@@ -188,4 +192,6 @@ class Dispatcher:
             return
         pause = min(self._pause * 2.0 ** min(waiting.attempts, 20), MAX_PAUSE)
         log.error("The notice about %s over %s is tried again in %.0f s: %s", about, channel, pause, problem)
-        await self._box.failed(waiting, self._now() + pause)
+        at = self._now() + pause
+        self._again_at = at if self._again_at is None else min(at, self._again_at)
+        await self._box.failed(waiting, at)
