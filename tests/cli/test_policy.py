@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from tests.fakes.soft_ima import SoftKernel, digest_of, field, policy_for
+from tests.fakes.soft_ima import SoftKernel, field, policy_for
 
 from limeguard.cli.older_policy import convert_runtime_policy, sign_runtime_policy
 from limeguard.cli.policy import keylime_policy, policy
 from limeguard.evidence.ima.measurement_list import parse_line
 from limeguard.policy import dsse
+from limeguard.simulator.machine import digest_of
 from limeguard.simulator.softtpm import SoftNode
 
 

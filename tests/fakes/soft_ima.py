@@ -11,14 +11,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 
 from limeguard.policy.keyring import key_id_of
 from limeguard.policy.runtime import empty_policy_document
+from limeguard.simulator.machine import digest_of
 from limeguard.simulator.softtpm import SoftNode
 
 IMA_PCR = 10
-
-
-def digest_of(name: str) -> str:
-    """Return the SHA-256 that the file of this name has, as long as nobody changes it."""
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def field(data: bytes) -> bytes:

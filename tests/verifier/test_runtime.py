@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.fakes.pki import Authority
 from tests.fakes.soft_agent import SoftAgent
-from tests.fakes.soft_ima import SoftKernel, digest_of, field, policy_for, signature
+from tests.fakes.soft_ima import SoftKernel, field, policy_for, signature
 from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.policy import dsse
 from limeguard.policy.keyring import key_id_of, keyring_text
 from limeguard.policy.runtime import empty_policy_document
+from limeguard.simulator.machine import digest_of
 
 pytestmark = pytest.mark.services
 

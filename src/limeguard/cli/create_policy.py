@@ -6,9 +6,7 @@ Both keep their options and their way of choosing sources; the work is done by t
 import argparse
 import asyncio
 import json
-import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
@@ -18,7 +16,8 @@ from limeguard.authoring.policy import build, rpm, rpm_remote
 from limeguard.authoring.policy.collected import Digests, SourceError
 from limeguard.authoring.policy.fetching import WORKERS
 from limeguard.authoring.policy.texts import flat_allowlist, measurement_list, read_text
-from limeguard.policy.errors import PolicyError
+from limeguard.cli.older_policy import said
+from limeguard.cli.policy import log_to_stderr
 
 SUMS: Final = {"sha1sum": "sha1", "sha256sum": "sha256", "sha512sum": "sha512"}
 NONE: Final = "none"
@@ -41,7 +40,8 @@ def create_policy(arguments: Sequence[str]) -> int:
     option("-l", "--local-repo", default="", help="directory of an RPM repository")
     option("-r", "--remote-repo", default="", help="address of an RPM repository")
     options = parser.parse_args(arguments)
-    return _said(lambda: _create(options))
+    log_to_stderr()
+    return said(lambda: _create(options))
 
 
 def _create(options: argparse.Namespace) -> None:
@@ -91,7 +91,8 @@ def create_runtime_policy(arguments: Sequence[str]) -> int:
     option("-e", "--exclude_list", default="", help="exclude patterns, one a line")
     option("-s", "--skip-path", default="", help="directories below the root to leave out, separated by commas")
     options = parser.parse_args(arguments)
-    return _said(lambda: _create_here(options))
+    log_to_stderr()
+    return said(lambda: _create_here(options))
 
 
 def _create_here(options: argparse.Namespace) -> None:
@@ -115,13 +116,3 @@ def _create_here(options: argparse.Namespace) -> None:
     )
     document: dict[str, Any] = build.build(request, datetime.fromtimestamp(time(), UTC))
     Path(options.output_file).write_text(json.dumps(document), encoding="utf-8", errors="surrogateescape")
-
-
-def _said(work: Callable[[], None]) -> int:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO, force=True)
-    try:
-        work()
-    except (SourceError, OSError, ValueError) as problem:
-        print("; ".join(problem.problems) if isinstance(problem, PolicyError) else str(problem), file=sys.stderr)
-        return 1
-    return 0

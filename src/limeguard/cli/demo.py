@@ -26,6 +26,7 @@ from limeguard.cli.kernel import Kernel
 from limeguard.cli.sandbox import Node, Sandbox, wait_until
 from limeguard.cli.softtpm import SandboxError
 from limeguard.policy.runtime import empty_policy_document
+from limeguard.simulator.machine import digest_of
 from limeguard.telemetry import clean
 
 PCR = 23
@@ -139,7 +140,7 @@ def tell(story: Story, sandbox: Sandbox, rounds: int) -> None:
 def _run_unknown_program(story: Story, sandbox: Sandbox, node: Node) -> None:
     story.step(f"A program runs that the policy does not list: {UPDATE}")
     assert node.kernel is not None  # noqa: S101 - set up above
-    node.kernel.measure(UPDATE, _digest(UPDATE))
+    node.kernel.measure(UPDATE, digest_of(UPDATE))
     story.fact("kernel", "adds it to the measurement list and extends PCR 10")
     view = _distrusted(story, sandbox, node)
     if [finding["context"].get("path") for finding in view["findings"]] != [UPDATE]:
@@ -185,7 +186,7 @@ def _set_up(story: Story, sandbox: Sandbox) -> Node:
     node = sandbox.add_node(str(uuid.uuid4()), tpm, ima_ml_path=str(log))
     node.kernel = Kernel(tpm, log)
     for name in PROGRAMS:
-        node.kernel.measure(name, _digest(name))
+        node.kernel.measure(name, digest_of(name))
     node.start()
     story.fact("agent", f"https://127.0.0.1:{node.port}, registered as {node.id}")
     return node
@@ -215,15 +216,10 @@ def _tenant(sandbox: Sandbox, *arguments: str) -> None:
         raise SandboxError(f"limeguard tenant {arguments[0]} failed:\n{done.stdout}{done.stderr}")
 
 
-def _digest(name: str) -> str:
-    """Return the SHA-256 that the program of this name has in the story."""
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def _policy(sandbox: Sandbox, *more: str) -> str:
     """Write the runtime policy that lists the programs, and `more`; return where."""
     document = empty_policy_document()
-    document["digests"] = {name: [_digest(name)] for name in (*PROGRAMS, *more)}
+    document["digests"] = {name: [digest_of(name)] for name in (*PROGRAMS, *more)}
     path = sandbox.folder / "policy.json"
     path.write_text(json.dumps(document))
     return str(path)

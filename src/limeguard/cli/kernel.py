@@ -4,8 +4,7 @@ import hashlib
 from pathlib import Path
 
 from limeguard.cli.softtpm import SoftwareTpm
-
-IMA_PCR = 10
+from limeguard.simulator.machine import IMA_PCR, measured_line
 
 
 class Kernel:
@@ -18,9 +17,7 @@ class Kernel:
 
     def measure(self, name: str, digest: str) -> None:
         """Measure a file with this SHA-256 in hexadecimal digits."""
-        data = b"sha256:\0" + bytes.fromhex(digest)
-        field = name.encode() + b"\0"
-        template = len(data).to_bytes(4, "little") + data + len(field).to_bytes(4, "little") + field
-        self._tpm.extend(IMA_PCR, hashlib.sha256(template).digest())
+        line, data = measured_line(name, digest)
+        self._tpm.extend(IMA_PCR, hashlib.sha256(data).digest())
         with self._path.open("a") as log:
-            log.write(f"{IMA_PCR} {hashlib.sha1(template).hexdigest()} ima-ng sha256:{digest} {name}\n")  # noqa: S324
+            log.write(f"{line}\n")

@@ -29,7 +29,7 @@ def convert_runtime_policy(arguments: Sequence[str]) -> int:
         parser.print_help()
         return 0
     options = parser.parse_args(arguments)
-    return _said(lambda: _convert(options))
+    return said(lambda: _convert(options))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -63,7 +63,7 @@ def sign_runtime_policy(arguments: Sequence[str]) -> int:
     option("-b", "--backend", choices=("ecdsa", "x509"), default="ecdsa", help="what names the key")
     option("-c", "--cert_outfile", "--certificate_output_file", default="certificate.crt", help="for x509")
     options = parser.parse_args(arguments)
-    return _said(lambda: _sign(options))
+    return said(lambda: _sign(options))
 
 
 def _sign(options: argparse.Namespace) -> None:
@@ -78,7 +78,8 @@ def _text(path: str) -> str:
     return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def _said(work: Callable[[], None]) -> int:
+def said(work: Callable[[], None]) -> int:
+    """Do the work; return the exit status, and say in a sentence why it could not be done."""
     try:
         work()
     except (SourceError, OSError, ValueError) as problem:

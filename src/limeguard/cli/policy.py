@@ -46,7 +46,7 @@ def _run(name: str, arguments: Sequence[str], *, own: bool) -> int:
         parser.print_help()
         return 0
     options = parser.parse_args(arguments)
-    _log(verbose=getattr(options, "verbose", False))
+    log_to_stderr(verbose=getattr(options, "verbose", False))
     command: Command = options.run
     try:
         return command(options)
@@ -59,7 +59,8 @@ def _run(name: str, arguments: Sequence[str], *, own: bool) -> int:
     return 1
 
 
-def _log(*, verbose: bool) -> None:
+def log_to_stderr(*, verbose: bool = False) -> None:
+    """Let what the tool says of its work go to standard error."""
     layout = "%(asctime)s %(message)s" if verbose else "%(message)s"
     logging.basicConfig(stream=sys.stderr, format=layout, level=logging.DEBUG if verbose else logging.INFO, force=True)
 

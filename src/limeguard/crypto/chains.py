@@ -6,13 +6,16 @@ of that tolerance. It knows no clock: whether a certificate has expired is for p
 """
 
 import binascii
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.utils import CryptographyDeprecationWarning
 from pyasn1.codec.der import decoder, encoder
 from pyasn1.error import PyAsn1Error
 from pyasn1_modules import rfc2459
@@ -45,12 +48,21 @@ def parse_certificate(der: bytes) -> ParsedCertificate:
     """Read one DER certificate, strictly or else leniently. Raises CertificateError."""
     if not 0 < len(der) <= MAX_CERTIFICATE:
         raise CertificateError(f"a certificate of {len(der)} bytes")
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        _touch(certificate)
-    except _UNREADABLE:
-        return _lenient(der)
+    with _tolerated():
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+            _touch(certificate)
+        except _UNREADABLE:
+            return _lenient(der)
     return ParsedCertificate(der, certificate, malformed=False)
+
+
+@contextmanager
+def _tolerated() -> Iterator[None]:
+    """Keep the library from warning, for each such TPM, of what this module is here to tolerate (a serial of zero)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        yield
 
 
 def _touch(certificate: x509.Certificate) -> None:

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from limeguard.evidence.ima.device_mapper import Value
 from limeguard.policy.errors import PolicyError
 from limeguard.policy.excludes import compile_excludes
 
-Value = str | int | None
-"""A value of an event; None when the event lacks the field."""
 Accepts = Callable[[Value], bool]
 """A compiled reference value."""
 
@@ -111,7 +110,7 @@ def _rule(name: str, rule: Mapping[str, Any]) -> DeviceRule:
 def device_problems(document: object, place: str = "ima.dm_policy") -> Iterator[str]:
     """Yield what is wrong with a device-mapper policy, in the words of JSON Schema validators."""
     if not isinstance(document, dict):
-        yield f"{str(document)[:80]!r} is not of type 'object' ({place})"
+        yield _not_of_type(document, "object", place)
         return
     if document.get("version") != 1 or isinstance(document.get("version"), bool):
         yield f"1 was expected ({place}.version)"
@@ -119,7 +118,7 @@ def device_problems(document: object, place: str = "ima.dm_policy") -> Iterator[
         yield f"{str(document.get('match_on'))[:80]!r} is not one of {list(_MATCH_ON)!r} ({place}.match_on)"
     rules = document.get("rules")
     if not isinstance(rules, dict):
-        yield f"{str(rules)[:80]!r} is not of type 'object' ({place}.rules)"
+        yield _not_of_type(rules, "object", f"{place}.rules")
     elif len(rules) > _MAX_RULES:
         yield f"{len(rules)} rules are more than {_MAX_RULES} ({place}.rules)"
     else:
@@ -154,11 +153,11 @@ def _load_problems(load: object, place: str) -> Iterator[str]:
     yield from _reference_problems(load, METADATA, place)
     wanted, targets = load.get("num_targets"), load.get("targets")
     if "num_targets" in load and (isinstance(wanted, bool) or not isinstance(wanted, int)):
-        yield f"{str(wanted)[:80]!r} is not of type 'integer' ({place}.num_targets)"
+        yield _not_of_type(wanted, "integer", f"{place}.num_targets")
     if "targets" not in load:
         return
     if not isinstance(targets, list):
-        yield f"{str(targets)[:80]!r} is not of type 'array' ({place}.targets)"
+        yield _not_of_type(targets, "array", f"{place}.targets")
         return
     if isinstance(wanted, int) and wanted != len(targets):
         yield f"num_targets is {wanted}, but there are {len(targets)} targets ({place})"
@@ -166,12 +165,12 @@ def _load_problems(load: object, place: str) -> Iterator[str]:
         if isinstance(target, dict):
             yield from _reference_problems(target, tuple(target), f"{place}.targets[{number}]")
         else:
-            yield f"{str(target)[:80]!r} is not of type 'object' ({place}.targets[{number}])"
+            yield _not_of_type(target, "object", f"{place}.targets[{number}]")
 
 
 def _object_problems(value: object, names: tuple[str, ...], place: str) -> Iterator[str]:
     if not isinstance(value, dict):
-        yield f"{str(value)[:80]!r} is not of type 'object' ({place})"
+        yield _not_of_type(value, "object", place)
         return
     yield from (f"{name!r} is a required property ({place})" for name in names if name not in value)
     yield from (f"{name[:80]!r} is not known here ({place})" for name in value if name not in names)
@@ -179,7 +178,7 @@ def _object_problems(value: object, names: tuple[str, ...], place: str) -> Itera
 
 def _flag_problems(members: Mapping[str, object], name: str, place: str) -> Iterator[str]:
     if name in members and not isinstance(members[name], bool):
-        yield f"{str(members[name])[:80]!r} is not of type 'boolean' ({place}.{name})"
+        yield _not_of_type(members[name], "boolean", f"{place}.{name}")
 
 
 def _reference_problems(members: object, names: tuple[str, ...], place: str) -> Iterator[str]:
@@ -194,3 +193,7 @@ def _reference_problems(members: object, names: tuple[str, ...], place: str) -> 
             reference(value)
         except PolicyError as problem:
             yield from (f"{text} ({place}.{name})" for text in problem.problems)
+
+
+def _not_of_type(value: object, kind: str, place: str) -> str:
+    return f"{str(value)[:80]!r} is not of type '{kind}' ({place})"

@@ -47,9 +47,9 @@ class BootList:
         return cls(tuple(names), tuple(lines), pcr)
 
 
-def measured_line(name: str) -> tuple[str, bytes]:
-    """Return the line of a file in the list, and its template data."""
-    digest = digest_of(name)
+def measured_line(name: str, digest: str | None = None) -> tuple[str, bytes]:
+    """Return the line of a file in the list, and its template data; its digest is `digest_of` unless given."""
+    digest = digest or digest_of(name)
     data = template_of(name, digest)
     column = hashlib.sha1(data, usedforsecurity=False).hexdigest()
     return f"{IMA_PCR} {column} ima-ng sha256:{digest} {name}", data

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from limeguard.clients.registrar_enrol import EnrolmentError, RegistrarClient, Target
 from limeguard.crypto.keysplit import registration_auth_tag
 from limeguard.policy.runtime import empty_policy_document
@@ -22,6 +24,7 @@ from limeguard.simulator.scenario import ATTACKS, Happening, histogram_quantile
 from limeguard.simulator.server import FleetServer, address_of
 from limeguard.web.client import HttpClient, Unreachable
 from limeguard.wire.registrar_agent_v2 import Registration
+from limeguard.wire.verifier_v2 import EnrolmentRequest
 
 API: Final = "2.6"
 POLICY: Final = "simulated-fleet"
@@ -223,30 +226,29 @@ class Simulation:
             digests[name] = [digest_of(name)]
         return document
 
-    def _enrolment(self, machine: Machine, address: str, certificate: str) -> dict[str, Any]:
+    def _enrolment(self, machine: Machine, address: str, certificate: str) -> EnrolmentRequest:
         mask = 1 << APPLICATION_PCR
-        return {
-            "v": None,
-            "cloudagent_ip": address,
-            "cloudagent_port": self.server.port,
-            "verifier_ip": "127.0.0.1",
-            "verifier_port": 8881,
-            "tpm_policy": json.dumps({str(APPLICATION_PCR): ["00" * 32], "mask": hex(mask)}),
-            "runtime_policy": "",
-            "runtime_policy_name": POLICY if self._plan.files else "",
-            "runtime_policy_key": "",
-            "mb_policy": None,
-            "mb_policy_name": "",
-            "ima_sign_verification_keys": "",
-            "metadata": "{}",
-            "revocation_key": "",
-            "accept_tpm_hash_algs": ["sha256"],
-            "accept_tpm_encryption_algs": ["ecc"],
-            "accept_tpm_signing_algs": ["ecdsa"],
-            "ak_tpm": b64encode(machine.node.ak.public_2b).decode(),
-            "mtls_cert": certificate,
-            "supported_version": API,
-        }
+        return EnrolmentRequest(
+            cloudagent_ip=address,
+            cloudagent_port=self.server.port,
+            tpm_policy=json.dumps({str(APPLICATION_PCR): ["00" * 32], "mask": hex(mask)}),
+            verifier_ip="127.0.0.1",
+            verifier_port=8881,
+            runtime_policy="",
+            runtime_policy_name=POLICY if self._plan.files else "",
+            runtime_policy_key="",
+            mb_policy=None,
+            mb_policy_name="",
+            ima_sign_verification_keys="",
+            metadata="{}",
+            revocation_key="",
+            accept_tpm_hash_algs=("sha256",),
+            accept_tpm_encryption_algs=("ecc",),
+            accept_tpm_signing_algs=("ecdsa",),
+            ak_tpm=b64encode(machine.node.ak.public_2b).decode(),
+            mtls_cert=certificate,
+            supported_version=API,
+        )
 
     async def _play(self) -> None:
         plan = self._plan
@@ -322,7 +324,7 @@ class Simulation:
 
     async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         assert self._http is not None  # noqa: S101 - `run` made it
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else msgspec.json.encode(body)
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
             answer = await self._http.request(method, self._site.verifier + path, body=data, headers=headers)

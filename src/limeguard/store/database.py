@@ -9,7 +9,7 @@ import os
 import stat
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,7 +108,6 @@ def _listen_sqlite(engine: AsyncEngine) -> None:
 
 
 SQLITE_CONNECTIONS: Final = 5
-UNBOUNDED: Final = 1 << 30
 
 
 class Database:
@@ -119,7 +118,9 @@ class Database:
         self.url = async_url(url)
         self.dialect = self.url.get_backend_name()
         # SQLite has one writer at a time and lets others sleep and try again: in this process they queue instead.
-        self._one_writer = asyncio.Semaphore(1 if self.dialect == "sqlite" else UNBOUNDED)
+        self._one_writer: AbstractAsyncContextManager[None] = (
+            asyncio.Lock() if self.dialect == "sqlite" else nullcontext()
+        )
         if self.dialect == "sqlite":
             _prepare_sqlite_file(self.url)
             # Connections that are kept: opening one costs a thread and its settings. A database in memory has one only.

@@ -4,7 +4,6 @@ A commit waits for the disk, so that one commit for each row would bound enrolme
 """
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -44,39 +43,34 @@ class GroupInsert:
         finally:
             # Nothing is awaited between the last look at what waits and this line: whoever comes next starts anew.
             self._task = None
-            for _, done in (*batch, *self._waiting):
-                _settle(done, StoreUnavailable("the insert was given up"))
+            given_up, self._waiting = [*batch, *self._waiting], []
+            _settle(given_up, StoreUnavailable("the insert was given up"))
 
-    async def _insert_all(self, batch: Sequence[Waiting]) -> None:
+    async def _insert_all(self, batch: list[Waiting]) -> None:
+        problem: Exception | None = None
         try:
             await self._insert([row for row, _ in batch])
-        except Conflict:
-            await self._one_by_one(batch)
-        except Exception as problem:  # noqa: BLE001 - whatever it is, it is what every caller must hear
-            for _, done in batch:
-                _settle(done, problem)
-        else:
-            for _, done in batch:
-                _settle(done, None)
-
-    async def _one_by_one(self, batch: Sequence[Waiting]) -> None:
-        for row, done in batch:
-            try:
-                await self._insert([row])
-            except Exception as problem:  # noqa: BLE001 - as above
-                _settle(done, problem)
-            else:
-                _settle(done, None)
+        except Conflict as conflict:
+            if len(batch) > 1:
+                for one in batch:
+                    await self._insert_all([one])
+                return
+            problem = conflict
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it is what every caller must hear
+            problem = fault
+        _settle(batch, problem)
 
     async def _insert(self, rows: list[dict[str, Any]]) -> None:
         async with self._database.transaction() as connection:
             await connection.execute(self._table.insert(), rows)
 
 
-def _settle(done: asyncio.Future[None], problem: Exception | None) -> None:
-    if done.done():
-        return
-    if problem is None:
-        done.set_result(None)
-    else:
-        done.set_exception(problem)
+def _settle(batch: list[Waiting], problem: Exception | None) -> None:
+    """Tell those who still wait; who was told before keeps what they heard."""
+    for _, done in batch:
+        if done.done():
+            continue
+        if problem is None:
+            done.set_result(None)
+        else:
+            done.set_exception(problem)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -43,9 +43,7 @@ async def insert_notices(connection: AsyncConnection, verifier_id: str, batch: S
         next_at=0.0,
         created_at=time.time(),
     )
-    rows = [{"channel": one.channel, "agent_id": one.agent_id, "message": one.message} for one in batch]
-    for row in rows:
-        await connection.execute(statement, row)
+    await connection.execute(statement, [asdict(one) for one in batch])
 
 
 class Outbox:
@@ -88,13 +86,3 @@ class Outbox:
         changed = notices.update().where(notices.c.id == waiting.id)
         async with self._database.transaction() as connection:
             await connection.execute(changed.values(attempts=waiting.attempts + 1, next_at=next_at))
-
-    async def counts(self) -> tuple[int, int]:
-        """Return how many notices wait, and how many were given up."""
-        table = notices.c
-        query = sa.select(sa.func.count(table.next_at), sa.func.count(table.id)).where(
-            table.verifier_id == self._verifier_id
-        )
-        async with self._database.reading() as connection:
-            waiting, rows = (await connection.execute(query)).one()
-        return int(waiting), int(rows) - int(waiting)

@@ -154,7 +154,7 @@ class Verifier:
         )
         self._service = VerifierService(self._rows, self.engine, site, shelf)
         await self._service.take_up()
-        metrics = Metrics(self.engine, self.writer, self._http)
+        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
         app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()

@@ -286,7 +286,7 @@ class Engine:
             self._timer.cancel()
             self._timer = None
         self._arm()
-        for task, (node, end) in list(self._jobs.items()):
+        for task, (node, end) in self._jobs.items():
             if end < now and not node.abandoned and not node.late:
                 node.late = True
                 task.cancel()
@@ -372,15 +372,14 @@ class Engine:
     async def drain(self, seconds: float) -> None:
         """Start nothing more, let running jobs end for so long, then cancel what is left."""
         self._stopping = True
-        self._arm()
         log.info("Cancelled %d pending attestation event(s) for shutdown", self.fleet.pending())
         if self._jobs:
-            await asyncio.wait(list(self._jobs), timeout=seconds)
+            await asyncio.wait(self._jobs, timeout=seconds)
         if self._jobs:
             log.warning("%d attestation(s) still running after %.0f s are cancelled", len(self._jobs), seconds)
-            for task in list(self._jobs):
+            for task in self._jobs:
                 task.cancel()
-            await asyncio.wait(list(self._jobs), timeout=1.0)
+            await asyncio.wait(self._jobs, timeout=1.0)
 
 
 def shuffled() -> float:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from limeguard.appraisal.verdict import Condition
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import LATENESS, Fleet
+from limeguard.verifier.notices import Dispatcher
 from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
 from limeguard.web.pinned import PinnedHttp
@@ -26,9 +27,9 @@ _PREFIX: Final = "limeguard_verifier"
 class Metrics(Collector):
     """The figures of one worker."""
 
-    def __init__(self, engine: Engine, writer: Writer, http: PinnedHttp) -> None:
+    def __init__(self, engine: Engine, writer: Writer, http: PinnedHttp, dispatcher: Dispatcher) -> None:
         """Read from these parts."""
-        self._engine, self._writer, self._http = engine, writer, http
+        self._engine, self._writer, self._http, self._dispatcher = engine, writer, http, dispatcher
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -43,6 +44,9 @@ class Metrics(Collector):
         yield from self._of_writer(self._writer)
         yield _gauge("jobs_running", "Requests to agents that are being done.", self._engine.running_jobs)
         yield _gauge("connections_idle", "Connections to agents that wait for their next request.", self._http.idle)
+        yield _counter("notices", "Notices that arrived.", self._dispatcher.delivered)
+        yield _counter("failed_notices", "Tries to deliver a notice that failed.", self._dispatcher.failed)
+        yield _counter("given_up_notices", "Notices that are not tried again.", self._dispatcher.given_up)
 
     def _of_fleet(self, fleet: Fleet) -> Iterator[Metric]:
         counters, now = fleet.counters, time.time()

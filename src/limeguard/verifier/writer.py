@@ -154,10 +154,11 @@ class Writer:
             return False
         self.counters.seconds += time.monotonic() - began
         self._note_success(len(records), len(refused))
-        for node in batch:
-            node.notices = [notice for notice in node.notices if notice not in notices]
-        if notices and self._on_notices is not None:
-            self._on_notices()
+        if notices:
+            for node in batch:
+                node.notices = [notice for notice in node.notices if notice not in notices]
+            if self._on_notices is not None:
+                self._on_notices()
         for node, record in zip(batch, records, strict=True):
             if node.agent_id in refused:
                 self.forget(node)

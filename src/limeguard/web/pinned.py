@@ -107,9 +107,7 @@ class PinnedHttp:
             raise Unreachable("timeout", "no complete answer in time") from late
         except ssl.SSLError as problem:
             raise Unreachable("tls", clean(problem)) from problem
-        except OSError as problem:
-            raise Unreachable("connect", clean(f"Cannot connect: {problem}")) from problem
-        except (UnicodeError, ValueError) as problem:
+        except (OSError, ValueError) as problem:  # a name that is none is a ValueError
             raise Unreachable("connect", clean(f"Cannot connect: {problem}")) from problem
         if pin is not None and connection.fingerprint() != pin:
             connection.abort()
@@ -128,8 +126,17 @@ class PinnedHttp:
             late.cancel()
         if connection.usable:
             self._idle.setdefault(key, []).append(connection)
-            connection.wait_at_most(self._loop, self._keepalive)
+            connection.resting = self._loop.call_later(self._keepalive, self._expire, key, connection)
         return answer
+
+    def _expire(self, key: _Key, connection: "_Connection") -> None:
+        """Close and forget a connection that nobody needed for so long, also when its peer closed it before."""
+        idle = self._idle.get(key, [])
+        if connection in idle:
+            idle.remove(connection)
+        if not idle:
+            self._idle.pop(key, None)
+        connection.abort()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -152,7 +159,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answered: asyncio.Future[Answer] | None = None
         self._parser: Any = None
-        self._resting: asyncio.TimerHandle | None = None
+        self.resting: asyncio.TimerHandle | None = None
         self._reset()
         self.usable = False
 
@@ -183,15 +190,11 @@ class _Connection(asyncio.Protocol):
         self._transport.write(data)
         return answered
 
-    def wait_at_most(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        """Close when nobody needs the connection for so long."""
-        self._resting = loop.call_later(seconds, self.abort)
-
     def rest(self) -> None:
         """Rest no more: somebody needs the connection."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        if self.resting is not None:
+            self.resting.cancel()
+            self.resting = None
 
     def abort(self) -> None:
         """Close at once."""

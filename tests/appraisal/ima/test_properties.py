@@ -7,16 +7,17 @@ from binascii import unhexlify
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fakes.soft_ima import SoftKernel, digest_of, policy_for
+from tests.fakes.soft_ima import SoftKernel, policy_for
 
-from limeguard.appraisal.ima.batches import clean_batch
+from limeguard.appraisal.ima.batches import clean_batch, clean_line
 from limeguard.appraisal.ima.entries import Rules, judge
-from limeguard.appraisal.ima.measurements import appraise_list, clean_line, split_lines
+from limeguard.appraisal.ima.measurements import appraise_list, split_lines
 from limeguard.crypto.hashes import SHA1, SHA256
 from limeguard.evidence.ima.measurement_list import fits, parse_binary, parse_line
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.excludes import compile_excludes
 from limeguard.policy.runtime import compile_document
+from limeguard.simulator.machine import digest_of
 from limeguard.simulator.softtpm import SoftNode
 
 NAMES = ("/a", "/b", "/c d", "/é")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final, cast
 
 from limeguard.appraisal.findings import IMA_LINE, IMA_PROGRESS, IMA_REPLAY, Finding
-from limeguard.appraisal.ima.batches import BATCH, clean_batch
+from limeguard.appraisal.ima.batches import BATCH, clean_batch, clean_line
 from limeguard.appraisal.ima.devices import NO_DEVICES, Change, Device, DeviceStates, changed, missing_devices
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Judged, Rules, judge
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory, Keyrings
@@ -22,7 +22,7 @@ from limeguard.evidence.ima.measurement_list import entry_at
 from limeguard.evidence.ima.templates import Entry
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.keyring import EMPTY_KEYRING, Keyring
-from limeguard.policy.runtime import RuntimePolicy, digests_of
+from limeguard.policy.runtime import RuntimePolicy
 
 MAX_FINDINGS: Final = 1_000
 """Findings of one list after which the rest is not looked at: the verdict stands, and a hostile list costs no more."""
@@ -31,7 +31,6 @@ MAX_SEARCHED: Final = 50
 MAX_LEARNED: Final = 1_000
 """Keys that one node may teach; a kernel's keyrings hold a handful."""
 _VIOLATION: Final = b"\xff"
-_LENGTHS: Final = tuple(value.to_bytes(4, "little") for value in range(4_100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,37 +328,3 @@ class _Run:
         for index, line in enumerate(self.lines):
             if index not in self.unread:
                 yield index, unhexlify(line.split(b" ", 2)[1])
-
-
-def clean_line(line: bytes, policy: RuntimePolicy, bank: HashAlgorithm, log_hash: HashAlgorithm) -> bytes | None:
-    """Return what a clean line extends PCR 10 with, None for a line that needs a closer look.
-
-    Clean here is the common case only: `ima-ng` or `ima-sig` without signature, PCR 10, a digest that the policy lists,
-    and a template digest that fits. It is a shortcut to the verdict of `judge` and never another way: a property test
-    holds the two together.
-    """
-    try:
-        pcr, recorded, template, text, name = line.split(b" ", 4)
-        tail = _TAILS[template]
-        algorithm, value = text.split(b":")
-        digest, log_digest = unhexlify(value), unhexlify(recorded)
-        if tail is _NO_SIGNATURE:
-            name, signature = name.split(b" ")
-            if signature:
-                return None
-        length = _LENGTHS[len(name) + 1]
-    except (ValueError, KeyError, IndexError):  # what unhexlify raises is a ValueError, too
-        return None
-    if pcr != b"10" or digest not in digests_of(policy.digests.get(name)):
-        return None
-    data = b"".join((_head(algorithm, len(digest)), digest, length, name, tail))
-    return bank.digest(data) if log_hash.digest(data) == log_digest else None
-
-
-_NO_SIGNATURE: Final = b"\0\0\0\0\0"
-_TAILS: Final = {b"ima-ng": b"\0", b"ima-sig": _NO_SIGNATURE}
-"""What follows the name: its NUL, and for ima-sig the length of an absent signature."""
-
-
-def _head(algorithm: bytes, size: int) -> bytes:
-    return (len(algorithm) + 2 + size).to_bytes(4, "little") + algorithm + b":\0"
