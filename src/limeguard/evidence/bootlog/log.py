@@ -4,14 +4,12 @@ Gives events; believes nothing that they say. Whether a log is the one that the 
 event's data its digest covers, is decided by `limeguard.evidence.bootlog.replay`.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from limeguard.crypto.hashes import SHA1, HashAlgorithm, hash_by_tpm_id
-from limeguard.evidence.bootlog.event_types import EV_NO_ACTION, NAMES, UNKNOWN
-from limeguard.evidence.reader import MalformedEvidence
+from limeguard.crypto.hashes import HashAlgorithm
+from limeguard.evidence.bootlog.event_types import NAMES, UNKNOWN
 
 WHAT: Final = "boot log"
 MAX_LOG: Final = 4 << 20
