@@ -77,7 +77,7 @@ def image_load(data: bytes) -> dict[str, Any]:
         "ImageLengthInMemory": length,
         "ImageLinkTimeAddress": link_time,
         "LengthOfDevicePath": path_length,
-        "DevicePath": device_path_text(data[IMAGE.size :]),
+        "DevicePath": device_path_text(data[IMAGE.size : IMAGE.size + path_length]),
     }
 
 

@@ -114,8 +114,8 @@ def replay(log: BootLog, bank: HashAlgorithm) -> dict[int, bytes]:
     new = bank.constructor
     zeros = bytes(bank.size)
     pcrs: dict[int, bytes] = {}
-    # The locality is what PCR 0 starts from. Later in the log it would undo what came before: events of a hostile node's
-    # invention could stand there and leave no trace in the value.
+    # The locality is what PCR 0 starts from. Later in the log it would undo what came before, so events that a hostile
+    # node invents could stand there and leave no trace in the value.
     seeding = True
     for event in log.events:
         pcr, event_type = event.pcr, event.type
@@ -212,11 +212,17 @@ def data_proof(event: BootEvent, digest: bytes, bank: HashAlgorithm) -> tuple[Da
 
 
 def _command_proof(data: bytes, digest: bytes, bank: HashAlgorithm) -> tuple[DataProof, bytes | None]:
-    # GRUB shows a label and the command (`kernel_cmdline: ...`) and measures the command, with or without its NUL.
+    # GRUB shows a label and the command (`kernel_cmdline: ...`) and measures the command, with or without its NUL. Older
+    # systemd-boot shows the command alone, in UTF-16, and measures it with a NUL of which the log has one byte or both.
     command = data.partition(b" ")[2]
-    for content in (command.removesuffix(b"\0"), command):
-        if bank.digest(content) == digest:
-            return DataProof.CONTENT, content
+    for content, hashed in (
+        (command, command.removesuffix(b"\0")),
+        (command, command),
+        (data, data + b"\0"),
+        (data, data),
+    ):
+        if bank.digest(hashed) == digest:
+            return DataProof.CONTENT, content.removesuffix(b"\0")
     return DataProof.CONTRADICTED, None
 
 
