@@ -1,6 +1,7 @@
 """What an event of a boot log says, in a few words for people. Nothing here is proven, and nothing decides by it."""
 
 import re
+import warnings
 from typing import Any, Final
 
 from cryptography import x509
@@ -100,6 +101,8 @@ def utf16_words(data: bytes) -> str:
 def certificate_words(der: bytes) -> str:
     """Return the subject of a certificate, empty for what is none."""
     try:
-        return words(x509.load_der_x509_certificate(der).subject.rfc4514_string())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # firmware holds certificates that break rules nobody asks about here
+            return words(x509.load_der_x509_certificate(der).subject.rfc4514_string())
     except (ValueError, TypeError, UnsupportedAlgorithm):
         return ""

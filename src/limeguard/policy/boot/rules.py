@@ -354,8 +354,9 @@ _SIZES: Final = {algorithm.name: algorithm.size for algorithm in hashes.ALL}
 
 
 def encode_boot_document(document: BootDocument) -> str:
-    """Return a document as text: the version first, one member a line where it is long, for people to read and edit."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    """Return a document as text for people to read and edit: one member a line, lists of numbers on one."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return re.sub(r"\[[\s\d,]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
 
 
 def boot_policy_schema() -> dict[str, Any]:
