@@ -2,19 +2,19 @@
 
 import re
 import warnings
-from typing import Any, Final
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from limeguard.evidence.bootlog.decode import decode
+from limeguard.evidence.bootlog.describe import describe, type_name_for_people
+from limeguard.evidence.bootlog.event_types import IMAGE_TYPES
 from limeguard.evidence.bootlog.log import BootEvent
 
 MAX_WORDS: Final = 160
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa1-\ufffd]")
 _FILE: Final = re.compile(r"File\((.*?)\)")
-_TAG: Final = 8
-"""Bytes before the text of a tagged event: its id and its length."""
 
 ROLES: Final = (
     ("shim", "shim"),
@@ -39,46 +39,15 @@ def words(text: str, limit: int = MAX_WORDS) -> str:
 def named(event: BootEvent) -> str:
     """Return number, PCR, type and what it says: how every sentence names an event."""
     says = says_what(event)
-    return f"event {event.event_num} (PCR {event.pcr}, {event.type_name}{f', {says}' if says else ''})"
+    return f"event {event.event_num} (PCR {event.pcr}, {type_name_for_people(event.type)}{f', {says}' if says else ''})"
 
 
 def says_what(event: BootEvent) -> str:
     """Return what the event says it is; empty when it says nothing that people can read."""
-    return words(_says(event, decode(event)))
-
-
-def _says(event: BootEvent, decoded: Any) -> str:
-    if event.type_name == "EV_S_CRTM_VERSION":
-        return utf16_words(event.data)
-    if event.type_name == "EV_EVENT_TAG":
-        return event.data[_TAG:].decode("utf-8", "replace")
-    if isinstance(decoded, dict):
-        return _object_says(decoded)
-    # Hexadecimal data means nothing to people.
-    is_text = isinstance(decoded, str) and decoded != event.data[: len(decoded) // 2].hex()
-    return str(decoded) if is_text else ""
-
-
-def _object_says(decoded: dict[str, Any]) -> str:
-    if "String" in decoded:
-        return stub_words(str(decoded["String"]))
-    if "DevicePath" in decoded:
-        return image_words(str(decoded["DevicePath"]))
-    if "UnicodeName" in decoded:
-        data = decoded.get("VariableData")
-        said = data if isinstance(data, dict) else {}
-        value = said.get("Description") or said.get("Enabled") or said.get("String")
-        return f"{decoded['UnicodeName']}{f' {value}' if value else ''}"
-    if "BlobLength" in decoded:
-        return f"{decoded['BlobLength']} bytes at {decoded['BlobBase']:#x}"
-    if "NumberOfPartitions" in decoded:
-        return f"partition table of {decoded['NumberOfPartitions']}"
-    return ""
-
-
-def stub_words(text: str) -> str:
-    """Return text that may be UTF-16 in which every second character is NUL, as systemd measures it."""
-    return text.replace("\0", "") if "\0" in text else text
+    said = decode(event)
+    if event.type in IMAGE_TYPES and isinstance(said, dict):
+        return words(image_words(str(said["DevicePath"])))
+    return words(describe(event))
 
 
 def image_words(path: str) -> str:
@@ -89,13 +58,6 @@ def image_words(path: str) -> str:
     name = files[-1].rpartition("\\")[2].lower()
     role = next((what for part, what in ROLES if part in name), "")
     return f"{role} {files[-1]}".strip()
-
-
-def utf16_words(data: bytes) -> str:
-    """Return text that firmware writes as UTF-16 or, now and then, as ASCII."""
-    if data.isascii() and b"\0" not in data.rstrip(b"\0"):
-        return data.rstrip(b"\0").decode("ascii")
-    return data.decode("utf-16-le", "replace").rstrip("\0")
 
 
 def certificate_words(der: bytes) -> str:

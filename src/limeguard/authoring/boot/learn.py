@@ -5,7 +5,7 @@ shim) is kept where all machines have it.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -95,15 +95,22 @@ class _Learned:
         self.sections.setdefault(section, {}).setdefault(tuple(known.digests()), known)
 
 
-def learn(logs: Sequence[Named], *, allow: Iterable[int] = (), description: str = "") -> BootDocument:
+def learn(
+    logs: Sequence[Named],
+    *,
+    allow: Iterable[int] = (),
+    description: str = "",
+    names: Mapping[str, str] | None = None,
+) -> BootDocument:
     """Return a policy that accepts all these logs. Raises SourceError.
 
     `allow` are PCRs on which events that are not listed shall be passed over. Configuration that differs among the logs
-    is passed over without being asked for, because it will differ on the next machine, too.
+    is passed over without being asked for, because it will differ on the next machine, too. `names` says what files of
+    these digests are, better than a log can.
     """
     if not logs:
         raise SourceError("No log was given to learn from")
-    learned = [_from_log(one.log) for one in logs]
+    learned = [_from_log(one.log, names or {}) for one in logs]
     pcrs = sorted({*DEFAULT_PCRS, *(pcr for one in learned for pcr in STUB_PCRS if pcr in one.pcrs)})
     passed = {*allow} | {pcr for pcr in CONFIGURATION if _differs(f"events.{pcr}", learned)}
     level = _common_level(learned)
@@ -151,7 +158,7 @@ def check_learned(document: BootDocument, logs: Sequence[Named]) -> Iterator[str
 # --- one log --------------------------------------------------------------------------------------------------------
 
 
-def _from_log(log: BootLog) -> _Learned:
+def _from_log(log: BootLog, names: Mapping[str, str]) -> _Learned:
     banks = banks_of(log)
     if not banks:
         raise SourceError("The log has digests of no bank that can be computed")
@@ -160,14 +167,15 @@ def _from_log(log: BootLog) -> _Learned:
     learned.lines = dict.fromkeys(filter(None, map(_line, replayed[0].events)))
     for event in replayed[0].events:
         others = [found for one in replayed if (found := one.proven(event.event.event_num))]
-        _learn(learned, event, _known(event, list(zip(banks, others, strict=True))), banks[0])
+        _learn(learned, event, _known(event, list(zip(banks, others, strict=True)), names), banks[0])
     return learned
 
 
-def _known(event: ProvenEvent, digests: list[tuple[HashAlgorithm, ProvenEvent]]) -> Known:
+def _known(event: ProvenEvent, digests: list[tuple[HashAlgorithm, ProvenEvent]], names: Mapping[str, str]) -> Known:
     named = {bank.name: one.digest.hex() for bank, one in digests}
+    told = next((names[digest] for digest in named.values() if digest in names), "")
     return Known(
-        what=says_what(event.event) or event.event.type_name,
+        what=told or says_what(event.event) or event.event.type_name,
         any_data=event.proof is DataProof.CONTRADICTED,
         **named,
     )
