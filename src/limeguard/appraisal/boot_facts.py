@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from limeguard.evidence.bootlog.efi import signature_lists
 from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_AUTHORITY, EV_EFI_VARIABLE_DRIVER_CONFIG
@@ -24,7 +25,6 @@ _SHIM: Final = "605dab50-e046-4300-abb6-3dd810dd8b23"
 GUIDS: Final = {"SecureBoot": _GLOBAL, "PK": _GLOBAL, "KEK": _GLOBAL, "db": _DATABASE, "dbx": _DATABASE}
 _OWNER: Final = 16
 _MAX_LINES: Final = 64
-_LIST_SIZE: Final = struct.Struct("<16xI")
 
 
 def configured(event: ProvenEvent) -> tuple[str, Variable] | None:
@@ -51,6 +51,13 @@ def _variable(event: ProvenEvent) -> tuple[str, Variable] | None:
     if variable is None:
         return None
     return variable.bare_name.decode("utf-16-le", "replace"), variable
+
+
+def secure_boot_event(*, on: bool) -> bytes:
+    """Return the data of the event by which firmware says whether Secure Boot is on."""
+    name = "SecureBoot"
+    head = UUID(_GLOBAL).bytes_le + struct.pack("<QQ", len(name), 1)
+    return head + name.encode("utf-16-le") + bytes([on])
 
 
 def has_guid(name: str, variable: Variable) -> bool:

@@ -20,6 +20,7 @@ from limeguard.appraisal.boot_facts import (
     has_guid,
     load_options,
     sbat_level,
+    secure_boot_event,
     vouching,
 )
 from limeguard.appraisal.boot_words import certificate_words, named, words
@@ -65,6 +66,20 @@ def refusals(rules: BootRules, replayed: ReplayedBootLog) -> Iterator[Refusal]:
         yield Refusal(f"the policy lists no {bank} digests, only {listed}: let the agent quote one of these banks")
         return
     yield from _Judge(rules, replayed).refusals()
+
+
+def known_digests(rules: BootRules, replayed: ReplayedBootLog, pcr: int) -> dict[bytes, str]:
+    """Return the digests that the rules know for a PCR, and what each is."""
+    bank = replayed.bank
+    known = {bank.digest(SEPARATORS[0]): "a separator"} if pcr in FIRMWARE_PCRS else {}
+    known |= {bank.digest(text.encode()): f"'{text}'" for text in ACTIONS.get(pcr, ())}
+    if pcr == KEYS_PCR and rules.document.secure_boot != "any":
+        known |= {
+            bank.digest(secure_boot_event(on=on)): f"Secure Boot is {'on' if on else 'off'}" for on in (True, False)
+        }
+    if pcr == COMMAND_PCR:
+        known |= {bank.digest(line.encode()): f"the command line {line!r}" for line in rules.literal_lines}
+    return known | dict(rules.listed.get((bank.name, pcr), {}))
 
 
 class _Judge:
@@ -139,7 +154,7 @@ class _Judge:
             return PASSED  # under Secure Boot the firmware has checked it; missing() asks whether that was on
         line = command_line(event)
         if line is not None:
-            return f"is {words(line, 1_000)!r}, which neither command_lines nor commands allow"
+            return f"is a text that neither command_lines nor commands allow: {words(line, 1_000)!r}"
         members = [name for name, pcrs in SECTION_PCRS.items() if pcr in pcrs] or [f"events.{pcr}"]
         return f"has the {self.bank.name} digest {event.digest.hex()}, which {' or '.join(members)} does not list"
 

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import yaml
@@ -23,6 +23,8 @@ from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.policy.boot import ACCEPT_ALL, BootPolicy, parse_boot_policy
 from limeguard.policy.errors import PolicyError
 from limeguard.telemetry import clean
+
+_SHOWN: Final = 32
 
 
 @click.command("check")
@@ -119,14 +121,12 @@ def _show(
     verdict: BootVerdict, policy: BootPolicy, leads: Mapping[int, bytes], values: Mapping[int, bytes], *, proven: bool
 ) -> None:
     console = Console(highlight=False)
-    table = Table("PCR", "the log leads to", "the TPM has" if proven else "not compared", box=None)
+    table = Table("PCR", "the log leads to", *(["the TPM has"] if proven else []), box=None)
     for pcr in sorted(policy.required):
-        said = leads.get(pcr, b"").hex() or "zeros"
-        value = values.get(pcr)
-        same = value is not None and not any(value) if said == "zeros" else value is not None and value.hex() == said
-        table.add_row(
-            str(pcr), said, "" if not proven else "the same" if same else "nothing" if value is None else value.hex()
-        )
+        zeros = bytes(len(next(iter(values.values()), b"")))
+        said, value = leads.get(pcr, zeros), values.get(pcr)
+        has = "nothing" if value is None else "the same" if value == said else f"{value.hex()[:_SHOWN]}…"
+        table.add_row(str(pcr), f"{said.hex()[:_SHOWN]}…", *([has] if proven else []))
     console.print(table)
     for finding in verdict.findings:
         context = finding.context
