@@ -45,9 +45,9 @@ def show(*, log: Path, bank: str | None, full: bool, as_json: bool, as_yaml: boo
     """
     parsed = read_log(log)
     if as_json:
-        click.echo(json.dumps(_tool_shape(parsed), indent=2))
+        click.echo(json.dumps(tool_shape(parsed), indent=2))
     elif as_yaml:
-        click.echo(yaml.dump(_numbers(_tool_shape(parsed)), Dumper=_Dumper, sort_keys=False, width=2**20), nl=False)
+        click.echo(yaml.dump(numbers(tool_shape(parsed)), Dumper=_Dumper, sort_keys=False, width=2**20), nl=False)
     else:
         click.echo(_table(parsed, _bank(parsed, bank), full=full))
 
@@ -128,13 +128,14 @@ def _written(dumper: _Dumper, number: _Hex) -> yaml.ScalarNode:
 _Dumper.add_representer(_Hex, _written)
 
 
-def _tool_shape(log: BootLog) -> dict[str, Any]:
+def tool_shape(log: BootLog) -> dict[str, Any]:
+    """Return the log in the shape that `tpm2_eventlog` prints, PCR indices as text and values in hex."""
     shape = enriched(log)
     del shape["boot_aggregates"]  # the tool does not compute them
     return shape
 
 
-def _numbers(shape: dict[str, Any]) -> dict[str, Any]:
+def numbers(shape: dict[str, Any]) -> dict[str, Any]:
     """Return the same with PCR indices and values as numbers, as they are in YAML."""
     pcrs: dict[str, dict[int, _Hex]] = {}
     for bank, values in shape["pcrs"].items():
