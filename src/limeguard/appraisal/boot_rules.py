@@ -77,8 +77,13 @@ def known_digests(rules: BootRules, replayed: ReplayedBootLog, pcr: int) -> dict
         known |= {
             bank.digest(secure_boot_event(on=on)): f"Secure Boot is {'on' if on else 'off'}" for on in (True, False)
         }
-    if pcr == COMMAND_PCR:
-        known |= {bank.digest(line.encode()): f"the command line {line!r}" for line in rules.literal_lines}
+    for line in rules.literal_lines:
+        measured = {
+            COMMAND_PCR: [line.encode("utf-8", "surrogateescape")],
+            STUB_PCR: load_options(line),
+            FILES_PCR: load_options(line),
+        }
+        known |= {bank.digest(data): f"the command line {words(line)!r}" for data in measured.get(pcr, ())}
     return known | dict(rules.listed.get((bank.name, pcr), {}))
 
 

@@ -78,7 +78,7 @@ class _Search:
         yield from self.replaced()
 
     def cut(self) -> Iterator[str]:
-        for index, value in enumerate(self.before[:-1]):
+        for index, value in enumerate(self.before[:-2]):
             if value == self.quoted:
                 yield f"{named(self.events[index])} and all later events on this PCR were never measured"
 
@@ -108,8 +108,10 @@ class _Search:
 
     def replaced(self) -> Iterator[str]:
         for index in range(len(self.events) - 1, -1, -1):
-            for digest, what in self.known.items():
+            event = self.events[index]
+            own = {self.new(event.data).digest(): "what its data says"}
+            for digest, what in (own | dict(self.known)).items():
                 if self.budget < 0:
                     return
                 if self.leads(self.before[index], [digest, *self.digests[index + 1 :]]):
-                    yield f"{named(self.events[index])} was changed: in its place the TPM measured {what} ({digest.hex()})"
+                    yield f"the digest of {named(event)} was changed: the TPM measured {what} ({digest.hex()})"
