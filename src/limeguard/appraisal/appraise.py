@@ -171,7 +171,9 @@ def _judge_values(
     ima = history.ima if same_boot else NO_IMA
     if expected.runtime is not None and Check.IMA_LOG in required:
         measured = Measured(evidence.ima_log, evidence.ima_entry)
-        verdict = appraise_runtime(measured, quoted, expected.runtime, history.ima, same_boot=same_boot)
+        verdict = appraise_runtime(
+            measured, quoted, expected.runtime, history.ima, same_boot=same_boot, boot_aggregates=boot.aggregates
+        )
         if verdict is None:
             ima = NO_IMA
         else:

@@ -7,7 +7,7 @@ a finding, as in Keylime.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from limeguard.appraisal.boot_rules import known_digests, refusals
@@ -36,14 +36,19 @@ from limeguard.policy.boot.rules import BootRules
 MAX_REFUSALS: Final = 32
 """Refusals of one log that are kept; what a node changed is seen from fewer."""
 DEFAULT_LOGS: Final = 16_384
+_ACCOUNTED: Final = tuple(sorted(BOOT_PCRS))
 
 
 @dataclass(frozen=True, slots=True)
 class BootVerdict:
-    """Findings, and whether the log was judged: a policy is in force and was applied to all that it asks for."""
+    """Findings, and whether the log was judged: a policy is in force and was applied to all that it asks for.
+
+    `aggregates` are what IMA's `boot_aggregate` may be; none unless the quote confirms the PCRs that it is made of.
+    """
 
     findings: tuple[Finding, ...]
     judged: bool
+    aggregates: tuple[bytes, ...] = ()
 
 
 class BootMemo:
@@ -81,7 +86,7 @@ def appraise_boot(
         return BootVerdict(tuple(_without_log(quoted, policy)), judged=False)
     if memo is None:
         return _judge(boot_log, quoted, policy)
-    values = tuple(quoted.values.get(pcr) for pcr in range(16))
+    values = tuple(quoted.values.get(pcr) for pcr in _ACCOUNTED)
     key = (hashlib.sha256(boot_log).digest(), policy and policy.checksum, quoted.bank.name, values)
     verdict = memo.get(key)
     if verdict is None:
@@ -120,11 +125,12 @@ def _judge(boot_log: bytes, quoted: QuotedPcrs, policy: BootPolicy | None) -> Bo
         return BootVerdict((Finding(BOOT_LOG_BANK, context),), judged=False)
     if not replayed.pcrs:
         return BootVerdict((Finding(BOOT_LOG_PCRS),), judged=False)
+    aggregates = replayed.aggregates()
     if policy is None or not policy.active:
-        return BootVerdict((), judged=False)
+        return BootVerdict((), judged=False, aggregates=aggregates)
     if policy.invalid:
         return BootVerdict((Finding(BOOT_POLICY_UNUSABLE, {"message": policy.invalid}),), judged=False)
-    return _by_policy(log, replayed, quoted, policy)
+    return replace(_by_policy(log, replayed, quoted, policy), aggregates=aggregates)
 
 
 def _by_policy(log: BootLog, replayed: ReplayedBootLog, quoted: QuotedPcrs, policy: BootPolicy) -> BootVerdict:
