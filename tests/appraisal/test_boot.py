@@ -395,7 +395,7 @@ def test_a_reference_state_with_faults_rejects_every_log() -> None:
 def test_an_empty_policy_judges_nothing() -> None:
     # trust: empty-is-not-valid
     verdict = appraise_boot(vm_log("direct"), vm_quote("direct"), parse_boot_policy("{}"))
-    assert verdict == BootVerdict((), judged=False)
+    assert (verdict.findings, verdict.judged) == ((), False)
 
 
 def test_pcrs_that_the_log_does_not_account_for_have_to_be_zero() -> None:
