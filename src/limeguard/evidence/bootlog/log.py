@@ -15,11 +15,11 @@ from limeguard.evidence.bootlog.layouts import check_event_data
 from limeguard.evidence.reader import MalformedEvidence
 
 WHAT: Final = "boot log"
-MAX_LOG: Final = 4 << 20
-"""Bytes of a log. Firmware reserves 64 KiB to 1 MiB for it; logs of real machines stay below 200 KB."""
+MAX_LOG: Final = 1 << 20
+"""Bytes of a log. Firmware reserves 64 KiB for it, seldom more; logs of real machines stay below 200 KB."""
 MAX_EVENTS: Final = 8192
 """Events of a log. Real ones have about a hundred; GRUB adds one for each command of its configuration."""
-MAX_EVENT_DATA: Final = 1 << 20
+MAX_EVENT_DATA: Final = 256 << 10
 """Bytes of one event's data. The longest that occur are revocation lists (dbx), some 20 KB."""
 MAX_ALGORITHMS: Final = 16
 """Banks that the log has digests of: as many as a TPM's digest list can have (TPM 2.0 Part 2, HASH_COUNT)."""
