@@ -39,6 +39,7 @@ from limeguard.evidence.bootlog.describe import describe, type_name_for_people
 from limeguard.evidence.bootlog.device_path import device_path_text
 from limeguard.evidence.bootlog.enriched import enriched
 from limeguard.evidence.bootlog.log import parse_boot_log
+from limeguard.evidence.bootlog.text import utf16_nul
 
 CONFIG, BOOT, AUTHORITY = ev.EV_EFI_VARIABLE_DRIVER_CONFIG, ev.EV_EFI_VARIABLE_BOOT, ev.EV_EFI_VARIABLE_AUTHORITY
 OWNER_TEXT = "77fa9abd-0359-4d32-bd60-28f4e78f784b"
@@ -265,6 +266,11 @@ def test_text_keeps_every_byte(data: bytes) -> None:
     again = found["String"].encode("utf-8", "surrogateescape")
     assert data in (again, again + b"\0")
     json.dumps(found)
+
+
+@given(st.lists(st.sampled_from((0, 1, 0x100, 0x61)), max_size=12))
+def test_the_end_of_a_name_is_its_first_nul_unit(units: list[int]) -> None:
+    assert utf16_nul(struct.pack(f"<{len(units)}H", *units)) == (2 * units.index(0) if 0 in units else -1)
 
 
 PATHS = {
