@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import (
     END,
@@ -259,6 +259,7 @@ def test_a_partition_table_is_read() -> None:
     assert [part["PartitionName"] for part in found["Partitions"]] == ["EFI System", "root"]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_text_keeps_every_byte(data: bytes) -> None:
     found = decoded(ev.EV_IPL, data) if data else {"String": ""}
@@ -268,6 +269,7 @@ def test_text_keeps_every_byte(data: bytes) -> None:
     json.dumps(found)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from((0, 1, 0x100, 0x61)), max_size=12))
 def test_the_end_of_a_name_is_its_first_nul_unit(units: list[int]) -> None:
     assert utf16_nul(struct.pack(f"<{len(units)}H", *units)) == (2 * units.index(0) if 0 in units else -1)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import (
     SECURITY,
@@ -216,6 +216,7 @@ def test_pcrs_that_are_not_the_boot_logs_are_left_alone() -> None:
 
 
 # trust: replayed-before-believed
+@settings(deadline=None)
 @given(st.data())
 def test_no_change_of_a_log_keeps_the_values_but_for_what_digests_do_not_cover(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([name for name in samples() if name not in ("old", "vendor")]))
