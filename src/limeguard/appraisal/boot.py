@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from limeguard.appraisal.boot_rules import known_digests, refusals
+from limeguard.appraisal.boot_rules import known_digests, refusals, unsaid
 from limeguard.appraisal.boot_suspects import MAX_PCRS, suspect
 from limeguard.appraisal.findings import (
     BOOT_LOG_BANK,
@@ -149,6 +149,8 @@ def _differences(replayed: ReplayedBootLog, quoted: QuotedPcrs, policy: BootPoli
         searched = len(differing) <= MAX_PCRS
         if searched and (found := suspect(pcr, quoted.values[pcr], replayed, _known(pcr, replayed, policy))):
             message += f"; {found}"
+        if isinstance(policy.judge, BootRules) and (names := unsaid(policy.judge, replayed, pcr)):
+            message += f"; the log has no event about {', '.join(names)}"
         leads_to = replayed.pcrs.get(pcr, bytes(replayed.bank.size))
         context: dict[str, ContextValue] = {"pcr": pcr, "bank": replayed.bank.name, "message": message}
         yield Finding(BOOT_REPLAY, {**context, "got": quoted.values[pcr].hex(), "expected": leads_to.hex()})

@@ -26,6 +26,8 @@ from limeguard.appraisal.boot_facts import (
 from limeguard.appraisal.boot_words import certificate_words, named, words
 from limeguard.appraisal.findings import ContextValue
 from limeguard.crypto.hashes import SHA256
+from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_DRIVER_CONFIG
+from limeguard.evidence.bootlog.layouts import split_variable
 from limeguard.evidence.bootlog.replay import SEPARATORS, DataProof, ProvenEvent, ReplayedBootLog
 from limeguard.policy.boot.checks import PASSED, Run
 from limeguard.policy.boot.rules import SECTION_PCRS, BootRules, Contents
@@ -85,6 +87,19 @@ def known_digests(rules: BootRules, replayed: ReplayedBootLog, pcr: int) -> dict
         }
         known |= {bank.digest(data): f"the command line {words(line)!r}" for data in measured.get(pcr, ())}
     return known | dict(rules.listed.get((bank.name, pcr), {}))
+
+
+def unsaid(rules: BootRules, replayed: ReplayedBootLog, pcr: int) -> list[str]:
+    """Return the variables that the rules ask for and that no event of the log even claims to be about."""
+    if pcr != KEYS_PCR:
+        return []
+    wanted = {*rules.variables, *(["SecureBoot"] if rules.document.secure_boot != "any" else [])}
+    claimed = {
+        variable.bare_name.decode("utf-16-le", "replace")
+        for event in replayed.log.events
+        if event.type == EV_EFI_VARIABLE_DRIVER_CONFIG and (variable := split_variable(event.data))
+    }
+    return sorted(wanted - claimed)
 
 
 class _Judge:
