@@ -138,7 +138,6 @@ def test_a_quote_of_pcrs_that_nobody_judges_is_identity_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"boot_policy": object()}, Check.BOOT_LOG),
         ({"required_selection": frozenset({10, 15, 16, 22})}, Check.IMA_LOG),
     ],
 )

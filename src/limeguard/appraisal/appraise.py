@@ -11,6 +11,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from limeguard.appraisal.boot import BootMemo, appraise_boot
 from limeguard.appraisal.clock import Since, check_clock
 from limeguard.appraisal.findings import (
     HASH_NOT_ACCEPTED,
@@ -43,6 +44,7 @@ from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import Quote, QuotedPcrs, QuoteFault, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.algorithms import hash_accepted, key_accepted, key_algorithm, scheme_accepted
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.pcrs import IMA_PCR, PcrPolicy
 
 MAX_PUBLIC_KEY: Final = 8 * 1024
@@ -77,8 +79,8 @@ class Expected:
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
     hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
     pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime` judges the IMA
-    log, None where none is judged. `boot_policy` has its place here but is not judged yet: where one is given, the node
-    is not trusted.
+    log, None where none is judged. `boot_policy` judges the boot log; `boot_memo` holds verdicts of logs that were
+    judged before, None to judge each anew.
     """
 
     ak: PublicArea
@@ -91,7 +93,8 @@ class Expected:
     identity_only_allowed: bool
     nonce_expires: float = inf
     runtime: RuntimeExpected | None = None
-    boot_policy: object | None = None
+    boot_policy: BootPolicy | None = None
+    boot_memo: BootMemo | None = None
 
 
 _WITH_POLICY: Final = IDENTITY_CHECKS | {Check.PCR_POLICY}
@@ -119,7 +122,7 @@ def required_checks(expected: Expected) -> Checks:
     # A quote that covers the IMA log's PCR asks for the log to be judged.
     if expected.runtime is not None or IMA_PCR in expected.required_selection:
         required |= {Check.IMA_LOG}
-    if expected.boot_policy is not None:
+    if expected.boot_policy is not None and expected.boot_policy.active:
         required |= {Check.BOOT_LOG}
     return required
 
@@ -128,7 +131,8 @@ def appraise(evidence: Evidence, expected: Expected, history: History, now: floa
     """Judge one answer; `now` is seconds since 1970.
 
     In this order, and no further than the first step with findings: what the agent announces, the quote (signature,
-    nonce, PCR digest), the TPM's clock, PCR values and the IMA log together. Any exception is our own fault.
+    nonce, PCR digest), the TPM's clock, then PCR values, the boot log and the IMA log together. Any exception is our
+    own fault.
     """
     required = required_checks(expected)
     announced = tuple(_check_announced(evidence, expected, history))
@@ -158,8 +162,11 @@ def _judge_values(
     """Judge what the TPM vouched for. The proven clock is kept in any case, the rest only with trust."""
     public_key = evidence.public_key or history.public_key or ""
     required = required_checks(expected)
-    findings = list(_check_values(quoted, expected, public_key))
+    boot = appraise_boot(evidence.boot_log, quoted, expected.boot_policy, expected.boot_memo)
+    findings = [*_check_values(quoted, expected, public_key), *boot.findings]
     ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
+    if boot.judged:
+        ran |= {Check.BOOT_LOG}
     same_boot = since is not Since.REBOOTED and evidence.boottime == history.boottime
     ima = history.ima if same_boot else NO_IMA
     if expected.runtime is not None and Check.IMA_LOG in required:
