@@ -44,3 +44,20 @@ NAMES: Final[Mapping[int, str]] = {
 
 UNKNOWN: Final = "Unknown event type"
 """What stands in place of the name of a type that is not in the profile."""
+
+LATER_NAMES: Final[Mapping[int, str]] = {
+    0x13: "EV_POST_CODE2",
+    0x800000E1: "EV_EFI_SPDM_DEVICE_BLOB",
+    0x800000E2: "EV_EFI_SPDM_DEVICE_CONFIG",
+    0x800000E3: "EV_EFI_SPDM_DEVICE_POLICY",
+    0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
+}
+"""Types that are younger than the list policies were written for: named for people only, unknown in decoded logs."""
+
+VARIABLE_TYPES: Final = frozenset(
+    {EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT, EV_EFI_VARIABLE_BOOT2, EV_EFI_VARIABLE_AUTHORITY}
+)
+BOOT_VARIABLE_TYPES: Final = frozenset({EV_EFI_VARIABLE_BOOT, EV_EFI_VARIABLE_BOOT2})
+IMAGE_TYPES: Final = frozenset(
+    {EV_EFI_BOOT_SERVICES_APPLICATION, EV_EFI_BOOT_SERVICES_DRIVER, EV_EFI_RUNTIME_SERVICES_DRIVER}
+)
