@@ -92,7 +92,6 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     public_key: str | None = None
     boottime: int = 0
     ima: ImaHistory = NO_IMA
-    boot_judged: str | None = None
     hash_alg: str = ""
     enc_alg: str = ""
     sign_alg: str = ""
@@ -253,7 +252,6 @@ _STATE_COLUMNS = (
     "boottime",
     "ima_next_entry",
     "ima_history",
-    "boot_judged",
     "hash_alg",
     "enc_alg",
     "sign_alg",
@@ -337,7 +335,6 @@ def _state_row(state: NodeState) -> dict[str, Any]:
         "boottime": state.boottime,
         "ima_next_entry": state.ima.next_entry,
         "ima_history": history_text(state.ima),
-        "boot_judged": state.boot_judged,
         "hash_alg": state.hash_alg,
         "enc_alg": state.enc_alg,
         "sign_alg": state.sign_alg,
@@ -411,7 +408,6 @@ def _state(row: Mapping[Any, Any]) -> NodeState:
         public_key=row["public_key"],
         boottime=row["boottime"],
         ima=parse_history(row["ima_next_entry"], row["ima_history"]),
-        boot_judged=row["boot_judged"],
         hash_alg=row["hash_alg"],
         enc_alg=row["enc_alg"],
         sign_alg=row["sign_alg"],

@@ -54,7 +54,6 @@ nodes = sa.Table(
     sa.Column("boottime", sa.BigInteger, nullable=False),
     sa.Column("ima_next_entry", sa.BigInteger, nullable=False),
     sa.Column("ima_history", sa.Text),
-    sa.Column("boot_judged", sa.String(64)),
     sa.Column("hash_alg", sa.String(20), nullable=False),
     sa.Column("enc_alg", sa.String(20), nullable=False),
     sa.Column("sign_alg", sa.String(20), nullable=False),

@@ -11,7 +11,9 @@ from limeguard.wire.envelope import Envelope, Nothing
 from limeguard.wire.verifier_v2 import (
     AgentIds,
     AgentStatus,
+    BootPolicyAnswer,
     BootPolicyNames,
+    BootPolicyUpload,
     EnrolmentRequest,
     IdentityResult,
     RuntimePolicyAnswer,
@@ -43,12 +45,11 @@ _UNKNOWN: Final[_Responses] = {404: ("No such node.", Envelope[Nothing])}
 _FORBIDDEN: Final[_Responses] = {403: ("The caller may not do this.", None)}
 _BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", Envelope[Nothing])}
 _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
-_UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", Envelope[Nothing]), **_FORBIDDEN}
 _NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
 
+_STORED_BOOT: Final[_Responses] = {201: ("Stored.", Envelope[Nothing]), **_USUAL}
 _STORED: Final[_Responses] = {
-    201: ("Stored.", Envelope[Nothing]),
-    **_USUAL,
+    **_STORED_BOOT,
     401: ("Its signature is missing or bad.", Envelope[Nothing]),
 }
 
@@ -135,8 +136,22 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", verifier_v2.BOOT_POLICIES): Operation(
         "Lists measured boot policies.", {200: ("Their names.", Envelope[BootPolicyNames]), **_FORBIDDEN}
     ),
-    ("GET", verifier_v2.BOOT_POLICY): Operation("Returns a measured boot policy.", _NO_POLICY),
-    ("POST", verifier_v2.BOOT_POLICY): Operation("Stores a measured boot policy.", _UNJUDGED),
-    ("PUT", verifier_v2.BOOT_POLICY): Operation("Replaces a measured boot policy.", _UNJUDGED),
-    ("DELETE", verifier_v2.BOOT_POLICY): Operation("Deletes a measured boot policy.", _NO_POLICY),
+    ("GET", verifier_v2.BOOT_POLICY): Operation(
+        "Returns a measured boot policy.",
+        {200: ("The policy as it was uploaded.", Envelope[BootPolicyAnswer]), **_NO_POLICY},
+    ),
+    ("POST", verifier_v2.BOOT_POLICY): Operation(
+        "Stores a measured boot policy.",
+        {**_STORED_BOOT, 409: ("There is one of that name.", Envelope[Nothing])},
+        request=BootPolicyUpload,
+    ),
+    ("PUT", verifier_v2.BOOT_POLICY): Operation(
+        "Replaces a measured boot policy; nodes that use it are judged by it from their next answer on.",
+        {**_STORED_BOOT, 409: ("There is none of that name.", Envelope[Nothing])},
+        request=BootPolicyUpload,
+    ),
+    ("DELETE", verifier_v2.BOOT_POLICY): Operation(
+        "Deletes a measured boot policy.",
+        {204: ("Done.", None), **_NO_POLICY, 409: ("A node uses it.", Envelope[Nothing])},
+    ),
 }

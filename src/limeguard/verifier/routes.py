@@ -53,7 +53,6 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SUCCESS: Final = envelope(200, "Success", {})
 CREATED: Final = envelope(201, "Created", {})
 ACCEPTED: Final = envelope(202, "Accepted", {})
-BOOT_UNJUDGED: Final = "Measured boot policies are not judged by this version of the verifier, so none can be stored"
 
 Call = Callable[[Request], Awaitable[Response]]
 
@@ -107,19 +106,18 @@ def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
 
 
 def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
-    runtime = _PolicyHandlers(service)
-    no_boot = constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
+    runtime, boot = _PolicyHandlers(service), _BootPolicyHandlers(service)
     return (
         Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", guarded(runtime.names)),
         Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", guarded(runtime.read)),
         Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", guarded(runtime.create)),
         Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", guarded(runtime.update)),
         Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", guarded(runtime.delete)),
-        Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", no_boot),
-        Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", _unknown("Measured boot policy")),
-        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
-        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
-        Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", _unknown("Measured boot policy")),
+        Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", guarded(boot.names)),
+        Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", guarded(boot.read)),
+        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", guarded(boot.create)),
+        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", guarded(boot.update)),
+        Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", guarded(boot.delete)),
     )
 
 
@@ -214,6 +212,32 @@ class _PolicyHandlers:
         return empty(204)
 
 
+class _BootPolicyHandlers:
+    """Handlers about measured boot policies."""
+
+    def __init__(self, service: VerifierService) -> None:
+        self._service = service
+
+    async def names(self, _request: Request) -> Response:
+        return json_response(200, verifier_v2.encode_boot_policy_names(await self._service.boot_policy_names()))
+
+    async def read(self, request: Request) -> Response:
+        name = _policy_name(request)
+        return json_response(200, verifier_v2.encode_boot_policy(name, await self._service.boot_policy(name)))
+
+    async def create(self, request: Request) -> Response:
+        await self._service.store_boot_policy(_policy_name(request), request.body, replace=False)
+        return json_response(201, CREATED)
+
+    async def update(self, request: Request) -> Response:
+        await self._service.store_boot_policy(_policy_name(request), request.body, replace=True)
+        return json_response(201, CREATED)
+
+    async def delete(self, request: Request) -> Response:
+        await self._service.delete_boot_policy(_policy_name(request))
+        return empty(204)
+
+
 def _policy_name(request: Request) -> str:
     name = request.params["name"]
     if len(name) > MAX_NAME or "\0" in name:
@@ -233,13 +257,6 @@ def _readable(body: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return False
     return True
-
-
-def _unknown(what: str) -> Handler:
-    async def handle(request: Request) -> Response:
-        return refuse(404, f"{what} {clean(request.params['name'], 255)} not found")
-
-    return handle
 
 
 async def _to_newest(_request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Measured boot policies as objects of their own, and what nodes proved of their boot logs."""
+"""Measured boot policies as objects of their own."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,5 +19,4 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.Double, nullable=False),
     )
     op.add_column("limeguard_nodes", sa.Column("mb_policy_name", sa.String(255)))
-    op.add_column("limeguard_nodes", sa.Column("boot_judged", sa.String(64)))
     op.create_index("ix_limeguard_nodes_mb_policy_name", "limeguard_nodes", ["mb_policy_name"])
