@@ -8,6 +8,7 @@ import msgspec
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.envelope import Envelope, Nothing
+from limeguard.wire.evidence_v2 import VERIFY_EVIDENCE, EvidenceRequest, EvidenceResult
 from limeguard.wire.verifier_v2 import (
     AgentIds,
     AgentStatus,
@@ -96,6 +97,16 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
             "nonce": "The nonce that it was made over.",
             "hash_alg": "The hash algorithm of its signature.",
         },
+    ),
+    ("POST", VERIFY_EVIDENCE): Operation(
+        "Verifies evidence that the caller brings, by policies that the caller brings. Nothing is stored.",
+        {
+            200: ("The outcome, with everything that is wrong.", Envelope[EvidenceResult]),
+            400: ("The request cannot be taken, or lacks something.", (Envelope[Nothing], Envelope[EvidenceResult])),
+            500: ("Our own fault; it says nothing about the evidence.", Envelope[Nothing]),
+            503: ("Too many verifications are waiting.", Envelope[Nothing]),
+        },
+        request=EvidenceRequest,
     ),
     ("GET", limeguard_v1.NODES): Operation(
         "Lists nodes as people want to know them.", {200: ("The nodes.", limeguard_v1.NodeList), **_FORBIDDEN}

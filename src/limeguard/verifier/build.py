@@ -22,6 +22,7 @@ from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
 from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
+from limeguard.verifier.onetime import OneTime
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.publisher import Publisher
@@ -76,10 +77,14 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
+def make_app(service: VerifierService, onetime: OneTime, watch: Watch, max_body: int) -> App:
     """Return the app over a service."""
     return App(
-        make_routes(service, watch), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse
+        make_routes(service, onetime, watch),
+        Authorizer(RULES),
+        versions=versions.PREFIXES,
+        max_body=max_body,
+        on_error=refuse,
     )
 
 
@@ -160,7 +165,8 @@ class Verifier:
         self._service = VerifierService(self._rows, self.engine, site, shelf, boot_shelf)
         await self._service.take_up()
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
-        app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
+        onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
+        app = make_app(self._service, onetime, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
         parts = (self.writer, self.engine, shelf, boot_shelf, self._dispatcher)

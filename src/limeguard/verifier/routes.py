@@ -10,12 +10,14 @@ from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
+from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
 from limeguard.verifier.service import Deletion, Refused, VerifierService
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
 from limeguard.wire.envelope import BadRequest, envelope, error
+from limeguard.wire.evidence_v2 import VERIFY_EVIDENCE
 
 log = get_logger("keylime.verifier")
 
@@ -23,6 +25,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "read_server_info": Rule.PUBLIC,
     "read_version": Rule.PUBLIC,
     "verify_identity": Rule.PUBLIC,
+    "verify_evidence": Rule.PUBLIC,
     "list_agents": Rule.ADMIN,
     "read_agent": Rule.AGENT_OR_ADMIN,
     "create_agent": Rule.ADMIN,
@@ -79,7 +82,7 @@ def guarded(call: Call) -> Handler:
     return handle
 
 
-def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
+def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> tuple[Route, ...]:
     """Return the table of routes over one service."""
     nodes = _NodeHandlers(service)
     routes = (
@@ -95,6 +98,7 @@ def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
         Route("PUT", verifier_v2.REACTIVATE, "reactivate_agent", guarded(nodes.reactivate)),
         Route("PUT", verifier_v2.STOP, "stop_agent", guarded(nodes.stop)),
         Route("GET", verifier_v2.VERIFY_IDENTITY, "verify_identity", guarded(nodes.verify_identity)),
+        Route("POST", VERIFY_EVIDENCE, "verify_evidence", guarded(_evidence(onetime)), max_body=MAX_EVIDENCE),
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
@@ -257,6 +261,21 @@ def _readable(body: bytes) -> bool:
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return False
     return True
+
+
+def _evidence(onetime: OneTime) -> Call:
+    async def verify(request: Request) -> Response:
+        try:
+            return json_response(*await onetime.verify(request.body))
+        except BusyError as busy:
+            return refuse(503, str(busy))
+        except BadRequest:
+            raise
+        except Exception:
+            log.exception("Error while verifying evidence")
+            return refuse(500, UNPROCESSED)
+
+    return verify
 
 
 async def _to_newest(_request: Request) -> Response:

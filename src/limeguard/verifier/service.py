@@ -5,16 +5,14 @@ A node of this verifier is answered for from memory, where supervision keeps it;
 
 import asyncio
 import time
-from base64 import b64decode
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.onetime import proven
 from limeguard.clients.agent import AgentAddress
-from limeguard.evidence.reader import MalformedEvidence
-from limeguard.evidence.tpm.quote import QuoteFault, parse_quote, verify_quote
-from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy, parse_tpm_policy
 from limeguard.policy.runtime import EMPTY_POLICY_TEXT, parse_runtime_policy
 from limeguard.store.database import Conflict, StoreUnavailable
@@ -31,6 +29,7 @@ from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
 from limeguard.web.client import Pin
 from limeguard.wire import verifier_v2
+from limeguard.wire.evidence_v2 import nonces
 from limeguard.wire.limeguard_v1 import NodeList, NodeView
 from limeguard.wire.verifier_v2 import AgentStatus, IdentityQuestion, IdentityResult
 
@@ -404,7 +403,7 @@ class VerifierService:
         record = await self._record(question.agent_uuid)
         if record is None:
             raise Refused(404, verifier_v2.UNKNOWN_NODE)
-        fault = identity_fault(question, parse_ak(record.enrolled.ak_tpm), record.enrolled.accept_hash)
+        fault = _identity_fault(question, record.enrolled)
         return IdentityResult(1) if fault is None else verifier_v2.identity_refused(fault)
 
     def _status(self, record: NodeRecord) -> AgentStatus:
@@ -421,31 +420,14 @@ class VerifierService:
         return [node.visible if (node := self._engine.fleet.get(row.agent_id)) is not None else row for row in stored]
 
 
-def identity_fault(question: IdentityQuestion, ak: PublicArea, accepted: tuple[str, ...]) -> str | None:
+def _identity_fault(question: IdentityQuestion, enrolled: Enrolled) -> str | None:
     """Return why a quote does not prove the key's presence, or None. The nonce counts as sent, or base64-decoded."""
-    if question.hash_alg not in accepted:
+    if question.hash_alg not in enrolled.accept_hash:
         return "The hash algorithm is not accepted for this node"
-    try:
-        quote = parse_quote(question.quote)
-    except MalformedEvidence as problem:
-        return f"The quote cannot be read: {problem}"
-    if quote.signature.hash_alg.name != question.hash_alg:
-        return "The quote is not signed with the named hash algorithm"
-    faults: list[QuoteFault] = []
-    for nonce in _nonces(question.nonce):
-        proven = verify_quote(quote, key=ak, nonce=nonce, accepted_hashes=frozenset({question.hash_alg}))
-        if not isinstance(proven, QuoteFault):
-            return None
-        faults.append(proven)
-    return faults[0].value
-
-
-def _nonces(text: str) -> tuple[bytes, ...]:
-    plain = text.encode()
-    try:
-        return plain, b64decode(text, validate=True)
-    except ValueError:
-        return (plain,)
+    found = proven(
+        question.quote, key=parse_ak(enrolled.ak_tpm), nonces=nonces(question.nonce), hash_alg=question.hash_alg
+    )
+    return str(found.context["message"]) if isinstance(found, Finding) else None
 
 
 def _exists(agent_id: str) -> Refused:
