@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from limeguard.appraisal.boot_rules import refusals
+from limeguard.appraisal.boot_rules import known_digests, refusals
+from limeguard.appraisal.boot_suspects import MAX_PCRS, suspect
 from limeguard.appraisal.findings import (
     BOOT_LOG_BANK,
     BOOT_LOG_MALFORMED,
@@ -127,7 +128,7 @@ def _judge(boot_log: bytes, quoted: QuotedPcrs, policy: BootPolicy | None) -> Bo
 
 
 def _by_policy(log: BootLog, replayed: ReplayedBootLog, quoted: QuotedPcrs, policy: BootPolicy) -> BootVerdict:
-    findings = [_differing(pcr, replayed, quoted) for pcr in sorted(policy.required & replayed.differing)]
+    findings = list(_differences(replayed, quoted, policy))
     unquoted = list(_unquoted(quoted, policy))
     if unquoted:
         return BootVerdict((*findings, *unquoted), judged=False)
@@ -135,19 +136,31 @@ def _by_policy(log: BootLog, replayed: ReplayedBootLog, quoted: QuotedPcrs, poli
     return BootVerdict(tuple(findings), judged=True)
 
 
-def _differing(pcr: int, replayed: ReplayedBootLog, quoted: QuotedPcrs) -> Finding:
-    bank = replayed.bank
-    value = quoted.values[pcr]
-    leads_to = replayed.pcrs.get(pcr, bytes(bank.size))
+def _differences(replayed: ReplayedBootLog, quoted: QuotedPcrs, policy: BootPolicy) -> Iterator[Finding]:
+    differing = sorted(policy.required & replayed.differing)
+    for pcr in differing:
+        message = _parting(pcr, replayed, quoted.values[pcr])
+        searched = len(differing) <= MAX_PCRS
+        if searched and (found := suspect(pcr, quoted.values[pcr], replayed, _known(pcr, replayed, policy))):
+            message += f"; {found}"
+        leads_to = replayed.pcrs.get(pcr, bytes(replayed.bank.size))
+        context: dict[str, ContextValue] = {"pcr": pcr, "bank": replayed.bank.name, "message": message}
+        yield Finding(BOOT_REPLAY, {**context, "got": quoted.values[pcr].hex(), "expected": leads_to.hex()})
+
+
+def _parting(pcr: int, replayed: ReplayedBootLog, value: bytes) -> str:
+    leads_to = replayed.pcrs.get(pcr, bytes(replayed.bank.size)).hex()
     events = [event.event_num for event in replayed.log.events if event.pcr == pcr]
-    shown = (
-        f"events {events[0]} to {events[-1]} of the boot log lead"
-        if events
-        else "the boot log, which never names it, leads"
-    )
-    message = f"PCR {pcr} ({bank.name}): {shown} to {leads_to.hex()}, but the TPM quotes {value.hex()}"
-    context: dict[str, ContextValue] = {"pcr": pcr, "bank": bank.name, "message": message}
-    return Finding(BOOT_REPLAY, {**context, "got": value.hex(), "expected": leads_to.hex()})
+    shown = "the boot log, which never names it, leads"
+    if events:
+        shown = f"events {events[0]} to {events[-1]} of the boot log lead" if events[1:] else f"event {events[0]} leads"
+    return f"PCR {pcr} ({replayed.bank.name}): {shown} to {leads_to}, but the TPM quotes {value.hex()}"
+
+
+def _known(pcr: int, replayed: ReplayedBootLog, policy: BootPolicy) -> Mapping[bytes, str]:
+    if isinstance(policy.judge, BootRules):
+        return known_digests(policy.judge, replayed, pcr)
+    return {}
 
 
 def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> Iterator[Finding]:

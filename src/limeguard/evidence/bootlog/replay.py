@@ -27,6 +27,7 @@ from limeguard.evidence.bootlog.event_types import (
 )
 from limeguard.evidence.bootlog.layouts import split_variable
 from limeguard.evidence.bootlog.log import BootEvent, BootLog
+from limeguard.evidence.bootlog.text import utf16_text
 from limeguard.evidence.tpm.quote import QuotedPcrs
 
 BOOT_PCRS: Final = frozenset({*range(10), *range(11, 16)})
@@ -45,6 +46,7 @@ _WHOLE: Final = frozenset(
     }
 )
 _COMMAND_PCR: Final = 8
+_SECTION_PCR: Final = 11
 _STUB_PCR: Final = 12
 
 
@@ -206,13 +208,15 @@ def data_proof(event: BootEvent, digest: bytes, bank: HashAlgorithm) -> tuple[Da
         return (DataProof.HINT if event_type == EV_EFI_VARIABLE_AUTHORITY else DataProof.CONTRADICTED), None
     if event_type == EV_IPL and event.pcr == _COMMAND_PCR:
         return _command_proof(data, digest, bank)
+    if event_type == EV_IPL and event.pcr == _SECTION_PCR:
+        return _section_proof(data, digest, bank)
     if event_type in BOOT_VARIABLE_TYPES:
         return _boot_variable_proof(data, digest, bank)
     return DataProof.HINT, None
 
 
 def _command_proof(data: bytes, digest: bytes, bank: HashAlgorithm) -> tuple[DataProof, bytes | None]:
-    # GRUB shows a label and the command (`kernel_cmdline: ...`) and measures the command, with or without its NUL. Older
+    # GRUB shows a label and the command (`kernel_cmdline: ...`) and measures the command, with its NUL or not. Older
     # systemd-boot shows the command alone, in UTF-16, and measures it with a NUL of which the log has one byte or both.
     command = data.partition(b" ")[2]
     for content, hashed in (
@@ -224,6 +228,13 @@ def _command_proof(data: bytes, digest: bytes, bank: HashAlgorithm) -> tuple[Dat
         if bank.digest(hashed) == digest:
             return DataProof.CONTENT, content.removesuffix(b"\0")
     return DataProof.CONTRADICTED, None
+
+
+def _section_proof(data: bytes, digest: bytes, bank: HashAlgorithm) -> tuple[DataProof, bytes | None]:
+    # systemd's stub shows a section's name in UTF-16 twice: once with the digest of the name in ASCII and its NUL, then
+    # with the digest of the section's content, which is not in the log.
+    name = utf16_text(data).encode("utf-8", "surrogatepass")
+    return (DataProof.WHOLE, data) if bank.digest(name) == digest else (DataProof.HINT, None)
 
 
 def _boot_variable_proof(data: bytes, digest: bytes, bank: HashAlgorithm) -> tuple[DataProof, bytes | None]:

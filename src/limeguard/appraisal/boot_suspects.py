@@ -1,0 +1,117 @@
+"""Where a boot log and a quoted PCR part: which one event would have to be otherwise for the log to lead to the value.
+
+For people, who have to find out what happened; nothing is trusted or refused by it. The search is bounded, because the
+log comes from the node.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from limeguard.appraisal.boot_words import named
+from limeguard.evidence.bootlog.event_types import EV_NO_ACTION
+from limeguard.evidence.bootlog.log import BootEvent
+from limeguard.evidence.bootlog.replay import ReplayedBootLog, replay
+
+MAX_HASHES: Final = 30_000
+"""Hashes of one search: some 20 ms."""
+MAX_PCRS: Final = 4
+"""PCRs that are searched; a log that differs in more was not changed in one place."""
+
+
+def suspect(pcr: int, quoted: bytes, replayed: ReplayedBootLog, known: Mapping[bytes, str]) -> str:
+    """Return a sentence about the one event by which log and PCR differ, empty when there is no such event.
+
+    `known` are digests that the policy lists for this PCR and what they are.
+    """
+    bank = replayed.bank
+    extending = [
+        (event, event.digests[bank])
+        for event in replayed.log.events
+        if event.pcr == pcr and event.type != EV_NO_ACTION and bank in event.digests
+    ]
+    if not extending or _special_start(pcr, extending, replayed):
+        return ""
+    return next(_Search(replayed, quoted, extending, known).found(), "")
+
+
+def _special_start(pcr: int, extending: Sequence[tuple[BootEvent, bytes]], replayed: ReplayedBootLog) -> bool:
+    """Say whether the PCR started from something else than zeros, which the plain search does not know."""
+    value = bytes(replayed.bank.size)
+    for _, digest in extending:
+        value = replayed.bank.digest(value + digest)
+    return value != replay(replayed.log, replayed.bank).get(pcr, value)
+
+
+class _Search:
+    """Tries changes of one event, the cheap ones first."""
+
+    def __init__(
+        self,
+        replayed: ReplayedBootLog,
+        quoted: bytes,
+        extending: Sequence[tuple[BootEvent, bytes]],
+        known: Mapping[bytes, str],
+    ) -> None:
+        self.new = replayed.bank.constructor
+        self.quoted = quoted
+        self.events = [event for event, _ in extending]
+        self.digests = [digest for _, digest in extending]
+        self.known = known
+        self.budget = MAX_HASHES
+        self.before = [bytes(replayed.bank.size)]
+        for digest in self.digests:
+            self.before.append(self.new(self.before[-1] + digest).digest())
+
+    def leads(self, value: bytes, digests: Sequence[bytes]) -> bool:
+        """Say whether these digests lead from the value to the quoted one."""
+        self.budget -= len(digests)
+        for digest in digests:
+            value = self.new(value + digest).digest()
+        return value == self.quoted
+
+    def found(self) -> Iterator[str]:
+        """Yield sentences."""
+        yield from self.cut()
+        yield from self.added()
+        yield from self.swapped()
+        yield from self.missing()
+        yield from self.replaced()
+
+    def cut(self) -> Iterator[str]:
+        for index, value in enumerate(self.before[:-2]):
+            if value == self.quoted:
+                yield f"{named(self.events[index])} and all later events on this PCR were never measured"
+
+    def added(self) -> Iterator[str]:
+        for index, event in enumerate(self.events):
+            if self.budget < 0:
+                return
+            if self.leads(self.before[index], self.digests[index + 1 :]):
+                yield f"{named(event)} was never measured: it was added to the log"
+
+    def swapped(self) -> Iterator[str]:
+        for index in range(len(self.events) - 1):
+            if self.budget < 0:
+                return
+            first, second = self.digests[index : index + 2]
+            if self.leads(self.before[index], [second, first, *self.digests[index + 2 :]]):
+                yield f"{named(self.events[index])} was measured after {named(self.events[index + 1])}"
+
+    def missing(self) -> Iterator[str]:
+        for index in range(len(self.events), -1, -1):
+            for digest, what in self.known.items():
+                if self.budget < 0:
+                    return
+                if self.leads(self.before[index], [digest, *self.digests[index:]]):
+                    place = f"before {named(self.events[index])}" if index < len(self.events) else "at its end"
+                    yield f"an event is missing from the log {place}: {what} ({digest.hex()})"
+
+    def replaced(self) -> Iterator[str]:
+        for index in range(len(self.events) - 1, -1, -1):
+            event = self.events[index]
+            own = {self.new(event.data).digest(): "what its data says"}
+            for digest, what in (own | dict(self.known)).items():
+                if self.budget < 0:
+                    return
+                if self.leads(self.before[index], [digest, *self.digests[index + 1 :]]):
+                    yield f"the digest of {named(event)} was changed: the TPM measured {what} ({digest.hex()})"
