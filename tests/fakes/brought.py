@@ -5,8 +5,9 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
+from limeguard.evidence.bootlog.event_types import EV_SEPARATOR
 from limeguard.simulator.softtpm import SoftNode
-from tests.fakes.soft_boot import EV_SEPARATOR, SoftFirmware
+from tests.fakes.soft_boot import SoftFirmware
 from tests.fakes.soft_ima import SoftKernel, policy_for
 
 NONCE = "abc"

@@ -1,20 +1,14 @@
 """The firmware's part of measured boot in this process: events into a log and into the PCRs of a software TPM."""
 
-import hashlib
-import struct
 from base64 import b64encode
 from typing import Any
 
 from aiohttp import web
 
+from limeguard.crypto.hashes import SHA256
+from limeguard.evidence.bootlog.event_types import EV_EFI_ACTION, EV_SEPARATOR
 from limeguard.simulator.softtpm import SoftNode
-
-EV_NO_ACTION = 3
-EV_SEPARATOR = 4
-EV_EFI_ACTION = 0x80000007
-EV_IPL = 0xD
-SHA256 = 0xB
-HEADER = struct.pack("<16sIBBBBIHHB", b"Spec ID Event03\0", 0, 0, 2, 0, 2, 1, SHA256, 32, 0)
+from tests.fakes.boot_logs import record, spec_id
 
 
 class SoftFirmware:
@@ -22,18 +16,18 @@ class SoftFirmware:
 
     def __init__(self, node: SoftNode) -> None:
         self.node = node
-        self.log = struct.pack("<II20xI", 0, EV_NO_ACTION, len(HEADER)) + HEADER
+        self.log = spec_id((SHA256,))
         self.sent: bytes | str | None = None
 
     def measure(self, pcr: int, kind: int, data: bytes) -> None:
         """Measure an event whose digest is that of its data."""
-        digest = hashlib.sha256(data).digest()
+        digest = SHA256.digest(data)
         self.node.extend(pcr, digest)
         self.append(pcr, kind, data, digest)
 
     def append(self, pcr: int, kind: int, data: bytes, digest: bytes) -> None:
         """Write an event that nobody measured."""
-        self.log += struct.pack("<IIIH", pcr, kind, 1, SHA256) + digest + struct.pack("<I", len(data)) + data
+        self.log += record(pcr, kind, data, {SHA256: digest})
 
     def boot(self, *commands: str) -> None:
         """Go through a short boot: separators, a boot attempt, and commands of a boot loader."""

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from tests.fakes.pki import Authority
 from tests.fakes.soft_agent import SoftAgent
-from tests.fakes.soft_boot import EV_SEPARATOR, SoftFirmware
+from tests.fakes.soft_boot import SoftFirmware
 from tests.fakes.verifier_site import Site, running_verifier
 
+from limeguard.evidence.bootlog.event_types import EV_SEPARATOR
 from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
 
 pytestmark = pytest.mark.services
