@@ -139,6 +139,7 @@ class Bench:
                 AgentClient(self.wire),  # type: ignore[arg-type]
                 answer_within=5.0,
                 policies=NoPolicies(),
+                boot_policies=NoPolicies(),
             ),
             self.writer,
             self.store,
