@@ -78,7 +78,10 @@ def appraise_brought(evidence: BroughtEvidence, expected: BroughtExpectation) ->
     if boot.judged:
         ran |= {Check.BOOT_LOG}
     if expected.runtime is not None:
-        verdict = appraise_runtime(Measured(evidence.ima_log, 0), quoted, expected.runtime, NO_IMA, same_boot=False)
+        measured = Measured(evidence.ima_log, 0)
+        verdict = appraise_runtime(
+            measured, quoted, expected.runtime, NO_IMA, same_boot=False, boot_aggregates=boot.aggregates
+        )
         if verdict is not None:
             findings += verdict.findings
             ran |= {Check.IMA_LOG}
