@@ -53,7 +53,7 @@ def click_options() -> set[str]:
     for _, command in commands(limeguard):
         for parameter in command.params:
             if isinstance(parameter, click.Option):
-                found.update(text for text in parameter.opts if text.startswith("--"))
+                found.update(text for text in (*parameter.opts, *parameter.secondary_opts) if text.startswith("--"))
     return found - {"--help", "--version"}
 
 
@@ -81,6 +81,11 @@ def test_the_page_is_what_the_tables_say(name: str) -> None:
     assert (FOLDER / f"{name}.md").read_text() == printed, (
         f"write it anew: limeguard reference {name} > docs/reference/{name}.md"
     )
+
+
+def test_the_schema_beside_the_pages_is_the_one_of_the_types() -> None:
+    printed = PAGES["boot-policy-schema"]()
+    assert (FOLDER / "boot-policy.schema.json").read_text() == printed, "write it anew: ./dev generate"
 
 
 def test_no_option_is_on_the_page_that_does_not_exist() -> None:

@@ -2,8 +2,8 @@
 
 Each input is one of the logs in `tests/vectors/bootlog`, changed one to four times: bits, bytes, numbers that lie about
 lengths, cut ends, parts of other logs, words that the parser knows. Small logs are taken most of the time. An exception
-other than MalformedEvidence, an input that takes more than a second, or a result that contradicts itself ends the run
-with status 1 and the input in hex. The same seed gives the same inputs.
+other than MalformedEvidence, an input that takes more than a second of CPU, or a result that contradicts itself ends
+the run with status 1 and the input in hex. The same seed gives the same inputs.
 
     ./dev run python tests/fuzz/boot_log.py --inputs 10000000 --seed 1
 """
@@ -32,7 +32,8 @@ SMALL = 1500
 """Bytes of the logs that most inputs are made from."""
 LARGE_SHARE = 0.03
 SLOW = 1.0
-HANG = 60
+HANG = 300
+"""Seconds without progress, on a machine that may have other work, after which the run ends with a traceback."""
 CLOCK = ClockInfo(1, 0, 0, safe=True)
 
 NUMBERS = (0, 1, 2, 3, 4, 7, 16, 31, 32, 33, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
@@ -207,17 +208,17 @@ def run(inputs: int, seed: int, say: Callable[[str], None]) -> dict[str, float]:
     longest = biggest = 0.0
     began = time.process_time()
     for number in range(inputs):
-        if number % 100_000 == 0:
+        if number % 10_000 == 0:
             faulthandler.dump_traceback_later(HANG, exit=True)
-            if number and number % 1_000_000 == 0:
-                say(f"{number} inputs, {accepted} accepted, longest {longest * 1e3:.1f} ms")
+        if number and number % 1_000_000 == 0:
+            say(f"{number} inputs, {accepted} accepted, longest {longest * 1e3:.1f} ms")
         data = mutated(rng, small, large)
-        start = time.perf_counter()
+        start = time.thread_time()  # of this thread: what else the machine does is not counted
         try:
             accepted += check(data, whole=number % 16 == 0)
         except Exception as problem:
             raise AssertionError(f"seed {seed}, input {number}: {problem!r}: {data.hex()}") from problem
-        took = time.perf_counter() - start
+        took = time.thread_time() - start
         longest = max(longest, took)
         if took > SLOW:
             raise AssertionError(f"seed {seed}, input {number} took {took:.1f} s: {data.hex()}")

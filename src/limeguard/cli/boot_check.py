@@ -137,8 +137,8 @@ def _show(
         )
     for advice in dict.fromkeys(one.kind.advice for one in verdict.findings):
         console.print(advice, soft_wrap=True, markup=False)
-    if not verdict.findings:
-        note = "" if proven else " (no --pcrs was given, so nobody vouches for the log)"
-        console.print(
-            f"The log satisfies the policy {policy.name}{note}." if policy.active else "The policy asks for nothing."
-        )
+    if verdict.findings:
+        return
+    note = "" if proven else " (no --pcrs was given, so nobody vouches for the log)"
+    satisfied = f"The log satisfies the policy {policy.name}{note}."
+    console.print(satisfied if policy.active else "The policy asks for nothing.", soft_wrap=True)

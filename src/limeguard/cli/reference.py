@@ -12,6 +12,7 @@ import click
 from limeguard import __version__
 from limeguard.appraisal.findings import KINDS
 from limeguard.cli.config import reference as configuration
+from limeguard.policy.boot.rules import boot_policy_schema
 from limeguard.web.app import Route
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import Operation, openapi_document
@@ -111,8 +112,14 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def boot_policy_schema_text() -> str:
+    """Return the JSON Schema of boot policies."""
+    return json.dumps(boot_policy_schema(), indent=2) + "\n"
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "api": api,
+    "boot-policy-schema": boot_policy_schema_text,
     "configuration": configuration,
     "findings": findings,
     "openapi-registrar": lambda: _openapi("limeguard registrar", _registrar()),

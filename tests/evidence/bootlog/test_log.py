@@ -5,7 +5,7 @@ import json
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import CORPUS, agile_log, old_record, record, samples, spec_id, utf16, variable
 from tests.fakes.shared import SHARED, shared_path
@@ -191,6 +191,7 @@ def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         parse_boot_log(old)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_log_or_are_refused(data: bytes) -> None:
     for given_ in (data, spec_id((SHA256,)) + data, old_record(0, 5, b"") + data):
@@ -201,6 +202,7 @@ def test_any_bytes_are_a_log_or_are_refused(data: bytes) -> None:
         assert sum(len(event.data) for event in log.events) <= len(given_)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -1,15 +1,20 @@
 """Which PCR values a log makes, and what a quote proves of it."""
 
 import json
+import struct
+import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import (
     SECURITY,
+    X509,
     agile_log,
     boot_option,
+    image,
+    node,
     old_record,
     quoted,
     record,
@@ -24,7 +29,8 @@ from tests.fakes.vectors import FOLDER
 
 from limeguard.crypto.hashes import SHA1, SHA256, SHA384, SHA512, SM3_256, HashAlgorithm, hash_by_name
 from limeguard.evidence.bootlog import event_types as ev
-from limeguard.evidence.bootlog.log import parse_boot_log
+from limeguard.evidence.bootlog.enriched import enriched
+from limeguard.evidence.bootlog.log import MAX_LOG, parse_boot_log
 from limeguard.evidence.bootlog.replay import (
     BOOT_PCRS,
     DataProof,
@@ -210,6 +216,7 @@ def test_pcrs_that_are_not_the_boot_logs_are_left_alone() -> None:
 
 
 # trust: replayed-before-believed
+@settings(deadline=None)
 @given(st.data())
 def test_no_change_of_a_log_keeps_the_values_but_for_what_digests_do_not_cover(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from([name for name in samples() if name not in ("old", "vendor")]))
@@ -362,3 +369,28 @@ def test_data_proofs_of_real_machines_are_those_of_the_profile() -> None:
 def test_a_log_of_tcg_1_2_is_proven_in_its_only_bank() -> None:
     data = old_record(4, ev.EV_SEPARATOR, bytes(4))
     assert [event.proof for event in proven(data, SHA1).events] == [DataProof.WHOLE]
+
+
+LARGEST = {
+    "entries": (7, CONFIG, variable("dbx", X509 + struct.pack("<III", 28 + 17 * 15000, 0, 17) + bytes(17 * 15000))),
+    "lists": (7, CONFIG, variable("dbx", (X509 + struct.pack("<III", 45, 0, 17) + bytes(17)) * 5800)),
+    "boot order": (1, ev.EV_EFI_VARIABLE_BOOT, variable("BootOrder", bytes(260_000))),
+    "boot option": (1, ev.EV_EFI_VARIABLE_BOOT, variable("Boot0001", b"\1" * 260_000)),
+    "name": (7, CONFIG, variable("a" * 130_000, b"")),
+    "path": (4, ev.EV_EFI_BOOT_SERVICES_APPLICATION, image(node(9, 9, b"") * 65_000)),
+    "text": (8, ev.EV_IPL, b"\xff" * 260_000),
+    "no data": (8, ev.EV_IPL, b""),
+}
+
+
+# trust: bounded
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_logs_cost_less_than_a_second(name: str) -> None:
+    event = LARGEST[name]
+    data = agile_log(*[event] * (4 if event[2] else 8000), banks=(SHA1, SHA256))
+    assert len(data) < MAX_LOG
+    start = time.thread_time()
+    log = parse_boot_log(data)
+    prove(log, quoted(data))
+    enriched(log)
+    assert time.thread_time() - start < 1

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from limeguard.evidence.bootlog.device_path import device_path_text
 from limeguard.evidence.bootlog.layouts import GPT_COUNT, GPT_HEADER, GPT_PARTITION, GPT_START, IMAGE
-from limeguard.evidence.bootlog.text import guid_text, utf16_text, utf16_until_nul
+from limeguard.evidence.bootlog.text import guid_text, utf16_nul, utf16_text
 
 OWNER_SIZE: Final = 16
 _LIST: Final = struct.Struct("<16sIII")
@@ -56,15 +56,14 @@ def boot_option(data: bytes) -> dict[str, Any] | None:
     if len(data) < _OPTION.size:
         return None
     attributes, size = _OPTION.unpack_from(data)
-    described = utf16_until_nul(data[_OPTION.size :])
-    if described is None:
+    end = utf16_nul(data[_OPTION.size :])
+    if end < 0:
         return None
-    description, after = described
-    start = _OPTION.size + after
+    start = _OPTION.size + end + 2
     return {
         "Enabled": "Yes" if attributes & _ACTIVE else "No",
         "FilePathListLength": size,
-        "Description": description,
+        "Description": utf16_text(data[_OPTION.size : start - 2]),
         "DevicePath": device_path_text(data[start : start + size]),
     }
 

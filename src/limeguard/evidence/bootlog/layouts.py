@@ -1,6 +1,6 @@
 """The layouts of event data, and which data makes a whole log unreadable.
 
-`check_event_data` refuses exactly what other readers of the same log refuse, so that a log is never judged here by
+`problem_of` refuses exactly what other readers of the same log refuse, so that a log is never judged here by
 another reading than the one its operator sees elsewhere. Everything softer is decoded as far as it goes.
 """
 
@@ -20,7 +20,7 @@ from limeguard.evidence.bootlog.event_types import (
     IMAGE_TYPES,
     VARIABLE_TYPES,
 )
-from limeguard.evidence.reader import MalformedEvidence
+from limeguard.evidence.bootlog.text import utf16_nul
 
 HCRTM: Final = b"HCRTM"
 VARIABLE: Final = struct.Struct("<16sQQ")
@@ -47,10 +47,8 @@ class Variable:
     @property
     def bare_name(self) -> bytes:
         """The name up to its NUL; some firmware counts the NUL in."""
-        for at in range(0, len(self.name) - 1, 2):
-            if not (self.name[at] or self.name[at + 1]):
-                return self.name[:at]
-        return self.name
+        end = utf16_nul(self.name)
+        return self.name if end < 0 else self.name[:end]
 
 
 def split_variable(data: bytes) -> Variable | None:
@@ -65,11 +63,10 @@ def split_variable(data: bytes) -> Variable | None:
     return Variable(guid, data[VARIABLE.size : start], data[start:end])
 
 
-def check_event_data(event_type: int, data: bytes, place: str) -> None:
-    """Refuse data that does not have the layout of its type. Raises MalformedEvidence."""
+def problem_of(event_type: int, data: bytes) -> str | None:
+    """Say why data does not have the layout of its type, or return None."""
     check = _CHECKS.get(event_type)
-    if check is not None and (problem := check(event_type, data)):
-        raise MalformedEvidence(f"{place}.data", problem)
+    return check(event_type, data) if check is not None else None
 
 
 def _check_variable(event_type: int, data: bytes) -> str | None:

@@ -11,15 +11,15 @@ from typing import Final
 
 from limeguard.crypto.hashes import SHA1, HashAlgorithm, hash_by_tpm_id
 from limeguard.evidence.bootlog.event_types import EV_NO_ACTION, NAMES, UNKNOWN
-from limeguard.evidence.bootlog.layouts import check_event_data
+from limeguard.evidence.bootlog.layouts import problem_of
 from limeguard.evidence.reader import MalformedEvidence
 
 WHAT: Final = "boot log"
-MAX_LOG: Final = 4 << 20
-"""Bytes of a log. Firmware reserves 64 KiB to 1 MiB for it; logs of real machines stay below 200 KB."""
+MAX_LOG: Final = 1 << 20
+"""Bytes of a log. Firmware reserves 64 KiB for it, seldom more; logs of real machines stay below 200 KB."""
 MAX_EVENTS: Final = 8192
 """Events of a log. Real ones have about a hundred; GRUB adds one for each command of its configuration."""
-MAX_EVENT_DATA: Final = 1 << 20
+MAX_EVENT_DATA: Final = 256 << 10
 """Bytes of one event's data. The longest that occur are revocation lists (dbx), some 20 KB."""
 MAX_ALGORITHMS: Final = 16
 """Banks that the log has digests of: as many as a TPM's digest list can have (TPM 2.0 Part 2, HASH_COUNT)."""
@@ -115,8 +115,10 @@ def _old_record(data: bytes, start: int, num: int) -> tuple[BootEvent, int]:
     except struct.error:
         raise _malformed(num, "header", f"needs {_OLD_HEAD.size} bytes, {len(data) - start} are left") from None
     content, end = _event_data(data, start + _OLD_HEAD.size, size, num)
-    _check_pcr(pcr, num)
-    check_event_data(event_type, content, f"{WHAT}.event {num}")
+    if pcr > MAX_PCR:
+        raise _no_pcr(num, pcr)
+    if problem := problem_of(event_type, content):
+        raise _malformed(num, "data", problem)
     return BootEvent(num, pcr, event_type, {SHA1: digest}, content), end
 
 
@@ -129,9 +131,8 @@ def _event_data(data: bytes, start: int, size: int, num: int) -> tuple[bytes, in
     return data[start:end], end
 
 
-def _check_pcr(pcr: int, num: int) -> None:
-    if pcr > MAX_PCR:
-        raise _malformed(num, "pcr", f"{pcr} is not a PCR")
+def _no_pcr(num: int, pcr: int) -> MalformedEvidence:
+    return _malformed(num, "pcr", f"{pcr} is not a PCR")
 
 
 def _spec_id(first: BootEvent, log: bytes, end_of_record: int) -> tuple[SpecId, int]:
@@ -194,7 +195,8 @@ def _agile_events(data: bytes, start: int, sizes: Mapping[int, int]) -> list[Boo
             pcr, event_type, count = _AGILE_HEAD.unpack_from(data, start)
         except struct.error:
             raise _malformed(num, "header", f"needs {_AGILE_HEAD.size} bytes, {end - start} are left") from None
-        _check_pcr(pcr, num)
+        if pcr > MAX_PCR:
+            raise _no_pcr(num, pcr)
         start += _AGILE_HEAD.size
         digests, others, start = usual.digests(data, start, count) or _digests(data, start, count, sizes, num)
         try:
@@ -202,7 +204,8 @@ def _agile_events(data: bytes, start: int, sizes: Mapping[int, int]) -> list[Boo
         except struct.error:
             raise _malformed(num, "size", f"needs {_U32.size} bytes, {end - start} are left") from None
         content, start = _event_data(data, start + _U32.size, size, num)
-        check_event_data(event_type, content, f"{WHAT}.event {num}")
+        if problem := problem_of(event_type, content):
+            raise _malformed(num, "data", problem)
         events.append(BootEvent(num, pcr, event_type, digests, content, others))
         num += 1
     return events

@@ -21,9 +21,9 @@ def utf16_text(raw: bytes) -> str:
     return raw[: len(raw) & ~1].decode("utf-16-le", "surrogatepass")
 
 
-def utf16_until_nul(raw: bytes) -> tuple[str, int] | None:
-    """Return the text before the first NUL and where the bytes after that NUL begin, or None if there is no NUL."""
-    for at in range(0, len(raw) - 1, 2):
-        if not (raw[at] or raw[at + 1]):
-            return utf16_text(raw[:at]), at + 2
-    return None
+def utf16_nul(raw: bytes) -> int:
+    """Return where the first NUL among UTF-16 units stands, or -1."""
+    at = raw.find(b"\0\0")
+    while at >= 0 and at % 2:  # the end of one unit and the beginning of the next
+        at = raw.find(b"\0\0", at + 1)
+    return at

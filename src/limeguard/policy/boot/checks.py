@@ -259,9 +259,13 @@ class Pattern:
     pattern: str
     matcher: Callable[[str], object] = field(compare=False)
 
+    def matches(self, text: str) -> bool:
+        """Say whether the whole text matches."""
+        return bool(self.matcher(text))
+
     def __call__(self, _run: Run, subject: object, /) -> str:
         """Match."""
-        if isinstance(subject, str) and self.matcher(subject):
+        if isinstance(subject, str) and self.matches(subject):
             return PASSED
         return f"{shown(subject)} does not match {shown(self.pattern)}"
 
@@ -282,7 +286,7 @@ class AnyDigest:
         if any(digest in self.allowed.get(name, ()) for name, digest in digests_of(subject)):
             return PASSED
         listed = {name: sorted(values) for name, values in self.allowed.items()}
-        return f"has no digest of {shown(listed)}: {shown(list(digests_of(subject)))}"
+        return f"has no digest of {shown(listed)}: {shown(digests_of(subject))}"
 
 
 def any_digest(listed: Iterable[Mapping[str, str]]) -> AnyDigest:
@@ -294,14 +298,16 @@ def any_digest(listed: Iterable[Mapping[str, str]]) -> AnyDigest:
     return AnyDigest({name: frozenset(values) for name, values in allowed.items()})
 
 
-def digests_of(subject: object) -> Iterable[tuple[str, str]]:
-    """Yield algorithm and digest of each digest that an event has."""
+def digests_of(subject: object) -> list[tuple[str, str]]:
+    """Return algorithm and digest of each digest that an event has; none where one of them is no digest."""
     digests = subject.get("Digests") if isinstance(subject, Mapping) else None
+    found: list[tuple[str, str]] = []
     for one in digests if isinstance(digests, list) else ():
-        if isinstance(one, Mapping):
-            name, digest = one.get("AlgorithmId"), one.get("Digest")
-            if isinstance(name, str) and isinstance(digest, str):
-                yield name, digest
+        name, digest = (one.get("AlgorithmId"), one.get("Digest")) if isinstance(one, Mapping) else (None, None)
+        if not isinstance(name, str) or not isinstance(digest, str):
+            return []
+        found.append((name, digest))
+    return found
 
 
 _HASHES: Final = {name: getattr(hashlib, name) for name in ("sha1", "sha256", "sha384", "sha512")}
