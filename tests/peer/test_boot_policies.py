@@ -75,7 +75,7 @@ def test_a_node_is_judged_by_a_policy_that_keylime_s_tenant_gives(site: MixedSit
         *("-c", "add", "-u", node.id, "--mb-policy-name", "non_existing_policy"),
         program=[str(peer_program("keylime_tenant"))],
     )
-    said = "Could not find mb_policy with name non_existing_policy!"
+    said = '{"code": 404, "status": "Could not find mb_policy with name non_existing_policy!", "results": {}}'
     assert (refused.returncode, said in refused.stdout + refused.stderr) == (1, True)
 
     site.run_tenant("-c", "add", "-u", node.id, "--mb-policy", str(policy))

@@ -8,10 +8,11 @@ a finding, as in Keylime.
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
 from limeguard.appraisal.boot_rules import known_digests, refusals, unsaid
-from limeguard.appraisal.boot_suspects import MAX_PCRS, suspect
+from limeguard.appraisal.boot_suspects import MAX_HASHES, MAX_PCRS, suspect
 from limeguard.appraisal.findings import (
     BOOT_LOG_BANK,
     BOOT_LOG_MALFORMED,
@@ -24,7 +25,7 @@ from limeguard.appraisal.findings import (
     ContextValue,
     Finding,
 )
-from limeguard.evidence.bootlog.enriched import enriched
+from limeguard.evidence.bootlog.enriched import VERSION, enriched_event
 from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
@@ -146,8 +147,8 @@ def _differences(replayed: ReplayedBootLog, quoted: QuotedPcrs, policy: BootPoli
     differing = sorted(policy.required & replayed.differing)
     for pcr in differing:
         message = _parting(pcr, replayed, quoted.values[pcr])
-        searched = len(differing) <= MAX_PCRS
-        if searched and (found := suspect(pcr, quoted.values[pcr], replayed, _known(pcr, replayed, policy))):
+        budget = MAX_HASHES // len(differing) if len(differing) <= MAX_PCRS else 0
+        if budget and (found := suspect(pcr, quoted.values[pcr], replayed, _known(pcr, replayed, policy), budget)):
             message += f"; {found}"
         if isinstance(policy.judge, BootRules) and (names := unsaid(policy.judge, replayed, pcr)):
             message += f"; the log has no event about {', '.join(names)}"
@@ -176,11 +177,11 @@ def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> 
     if judge is None:
         return
     if isinstance(judge, BootRules):
-        found = list(refusals(judge, replayed))
-        for refusal in found[:MAX_REFUSALS]:
+        found = refusals(judge, replayed)
+        for refusal in islice(found, MAX_REFUSALS):
             yield Finding(BOOT_REJECTED, {"policy": policy.name, **refusal.context()})
-        if len(found) > MAX_REFUSALS:
-            more = f"There are {len(found) - MAX_REFUSALS} more events that the policy refuses"
+        if next(found, None) is not None:
+            more = "There is more that the policy refuses; it was not looked at"
             yield Finding(BOOT_REJECTED, {"policy": policy.name, "message": more})
         return
     reason = evaluate(judge, quoted_view(log, replayed))
@@ -191,18 +192,13 @@ def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> 
 def quoted_view(log: BootLog, replayed: ReplayedBootLog) -> Mapping[str, Any]:
     """Return the decoded log with what may be looked at: digests of the quoted bank, no data that they contradict."""
     contradicted = {one.event.event_num for one in replayed.events if one.proof is DataProof.CONTRADICTED}
-    view = enriched(log)
-    view["events"] = [_quoted_event(event, replayed.bank.name, contradicted) for event in view["events"]]
-    return view
-
-
-def _quoted_event(event: dict[str, Any], bank: str, contradicted: set[int]) -> dict[str, Any]:
-    shown = dict(event)
-    if "Digests" in shown:
-        shown["Digests"] = [one for one in shown["Digests"] if one["AlgorithmId"] == bank]
-    if shown["EventNum"] in contradicted:
-        shown.pop("Event", None)
-    return shown
+    shown = [enriched_event(event, log) for event in log.events]
+    for event in shown:
+        if "Digests" in event:
+            event["Digests"] = [one for one in event["Digests"] if one["AlgorithmId"] == replayed.bank.name]
+        if event["EventNum"] in contradicted:
+            event.pop("Event", None)
+    return {"version": VERSION, "events": shown}
 
 
 def accounted(policy: BootPolicy | None) -> frozenset[int]:

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from limeguard.evidence.bootlog.efi import signature_lists
-from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_AUTHORITY, EV_EFI_VARIABLE_DRIVER_CONFIG
+from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_AUTHORITY, EV_EFI_VARIABLE_DRIVER_CONFIG, EV_IPL
 from limeguard.evidence.bootlog.layouts import Variable, split_variable
 from limeguard.evidence.bootlog.replay import DataProof, ProvenEvent
 from limeguard.evidence.bootlog.text import guid_text
@@ -113,7 +113,7 @@ def sbat_level(name: str, variable: Variable) -> dict[str, int] | None:
 def command_line(event: ProvenEvent) -> str | None:
     """Return a command that GRUB or systemd's stub measured as text, if the digest covers it."""
     content = event.content
-    if content is None or event.event.type_name != "EV_IPL":
+    if content is None or event.event.type != EV_IPL:
         return None
     if event.event.pcr == COMMAND_PCR:
         # GRUB's text is UTF-8; older systemd-boot measured UTF-16 here.

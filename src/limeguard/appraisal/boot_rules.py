@@ -29,9 +29,10 @@ from limeguard.crypto.hashes import SHA256
 from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_DRIVER_CONFIG
 from limeguard.evidence.bootlog.layouts import split_variable
 from limeguard.evidence.bootlog.replay import SEPARATORS, DataProof, ProvenEvent, ReplayedBootLog
-from limeguard.policy.boot.checks import PASSED, Run
+from limeguard.policy.boot.checks import PASSED
 from limeguard.policy.boot.rules import SECTION_PCRS, BootRules, Contents
 
+LINE_PCRS: Final = frozenset({COMMAND_PCR, STUB_PCR})
 FIRMWARE_PCRS: Final = frozenset(range(8))
 """The PCRs that the firmware closes with a separator before it starts what it did not bring."""
 ACTIONS: Final = {
@@ -116,7 +117,9 @@ class _Judge:
         self.separators: set[int] = set()
         self.separator = self.bank.digest(SEPARATORS[0])
         self.actions = {(pcr, self.bank.digest(text.encode())) for pcr, texts in ACTIONS.items() for text in texts}
-        self.options = {self.bank.digest(data) for line in self.lines() for data in load_options(line)}
+        self.lines = dict(self.allowed_lines())
+        allowed = {*self.lines.values(), *rules.literal_lines}
+        self.options = {self.bank.digest(data) for line in allowed for data in load_options(line)}
 
     def refusals(self) -> Iterator[Refusal]:
         """Look at every event, then at what has to be there."""
@@ -130,13 +133,13 @@ class _Judge:
         yield from self.wrong_values()
         yield from self.missing()
 
-    def lines(self) -> Iterator[str]:
-        """Yield the command lines that are allowed and proven, and those that are written out in the policy."""
+    def allowed_lines(self) -> Iterator[tuple[int, str]]:
+        """Yield the command lines that are proven and allowed, with the number of the event."""
         for event in self.replayed.events:
-            line = command_line(event) if event.event.pcr in self.rules.pcrs else None
-            if line is not None and self.matches_line(line):
-                yield line
-        yield from self.rules.literal_lines
+            if event.event.pcr in LINE_PCRS and event.event.pcr in self.rules.pcrs:
+                line = command_line(event)
+                if line is not None and self.matches_line(line):
+                    yield event.event.event_num, line
 
     def refused(self, event: ProvenEvent) -> str:
         """Return why an event is not allowed, empty if it is."""
@@ -182,22 +185,17 @@ class _Judge:
 
     def line_allowed(self, event: ProvenEvent) -> bool:
         pcr = event.event.pcr
-        if pcr == FILES_PCR and event.digest in self.options:
+        if event.event.event_num in self.lines or (pcr == FILES_PCR and event.digest in self.options):
             self.occurred.add("command_lines")
             return True
-        line = command_line(event) if pcr in {COMMAND_PCR, STUB_PCR} else None
-        if line is None:
-            return False
-        if self.matches_line(line):
-            self.occurred.add("command_lines")
-            return True
-        if pcr == COMMAND_PCR and any(one(Run(), line) == PASSED for one in self.rules.commands):
+        line = command_line(event) if pcr == COMMAND_PCR and self.rules.commands else None
+        if line is not None and any(one.matches(line) for one in self.rules.commands):
             self.occurred.add("commands")
             return True
         return False
 
     def matches_line(self, line: str) -> bool:
-        return any(one(Run(), line) == PASSED for one in self.rules.command_lines)
+        return line in self.rules.literal_lines or any(one.matches(line) for one in self.rules.command_lines)
 
     # --- keys ---
 

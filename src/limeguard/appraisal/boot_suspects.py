@@ -13,15 +13,17 @@ from limeguard.evidence.bootlog.log import BootEvent
 from limeguard.evidence.bootlog.replay import ReplayedBootLog, replay
 
 MAX_HASHES: Final = 30_000
-"""Hashes of one search: some 20 ms."""
+"""Hashes for one log: some 20 ms."""
 MAX_PCRS: Final = 4
 """PCRs that are searched; a log that differs in more was not changed in one place."""
 
 
-def suspect(pcr: int, quoted: bytes, replayed: ReplayedBootLog, known: Mapping[bytes, str]) -> str:
-    """Return a sentence about the one event by which log and PCR differ, empty when there is no such event.
+def suspect(
+    pcr: int, quoted: bytes, replayed: ReplayedBootLog, known: Mapping[bytes, str], budget: int = MAX_HASHES
+) -> str:
+    """Return a sentence about the one event by which log and PCR differ, empty when no such event is found.
 
-    `known` are digests that the policy lists for this PCR and what they are.
+    `known` are digests that the policy lists for this PCR and what they are; `budget` is how many hashes may be spent.
     """
     bank = replayed.bank
     extending = [
@@ -31,7 +33,7 @@ def suspect(pcr: int, quoted: bytes, replayed: ReplayedBootLog, known: Mapping[b
     ]
     if not extending or _special_start(pcr, extending, replayed):
         return ""
-    return next(_Search(replayed, quoted, extending, known).found(), "")
+    return next(_Search(replayed, quoted, extending, known, budget).found(), "")
 
 
 def _special_start(pcr: int, extending: Sequence[tuple[BootEvent, bytes]], replayed: ReplayedBootLog) -> bool:
@@ -51,13 +53,14 @@ class _Search:
         quoted: bytes,
         extending: Sequence[tuple[BootEvent, bytes]],
         known: Mapping[bytes, str],
+        budget: int,
     ) -> None:
         self.new = replayed.bank.constructor
         self.quoted = quoted
         self.events = [event for event, _ in extending]
         self.digests = [digest for _, digest in extending]
         self.known = known
-        self.budget = MAX_HASHES
+        self.budget = budget
         self.before = [bytes(replayed.bank.size)]
         for digest in self.digests:
             self.before.append(self.new(self.before[-1] + digest).digest())

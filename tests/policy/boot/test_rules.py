@@ -69,6 +69,11 @@ def test_another_version_is_refused(version: object) -> None:
         ({"authorities": [{"sha256": D256}], "pcrs": [4]}, "authorities is measured in PCR 7"),
         ({"signed_applications": True}, "signed_applications needs secure_boot on and authorities"),
         ({"secure_boot": "on", "values": {"7": [{"sha256": D256}]}}, "PCR 7 is compared as a whole"),
+        (
+            {"secure_boot": "on", "signed_applications": True, "authorities": [{"sha256": D256}], "pcrs": [4, 7]},
+            "signed_applications needs PCR 14",
+        ),
+        ({"authorities": [{"sha256": D256}], "unknown_events": {"7": "allow"}}, "any authority would be allowed"),
         ({"firmware": [{"what": "x"}]}, "firmware[0] has no digest"),
         ({"firmware": [{"sha256": "zz"}]}, "firmware[0].sha256: 'zz' is not the hexadecimal form of 32 bytes"),
         ({"firmware": [{"sha384": D256}]}, "firmware[0].sha384"),

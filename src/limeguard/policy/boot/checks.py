@@ -259,9 +259,13 @@ class Pattern:
     pattern: str
     matcher: Callable[[str], object] = field(compare=False)
 
+    def matches(self, text: str) -> bool:
+        """Say whether the whole text matches."""
+        return bool(self.matcher(text))
+
     def __call__(self, _run: Run, subject: object, /) -> str:
         """Match."""
-        if isinstance(subject, str) and self.matcher(subject):
+        if isinstance(subject, str) and self.matches(subject):
             return PASSED
         return f"{shown(subject)} does not match {shown(self.pattern)}"
 

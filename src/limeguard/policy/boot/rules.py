@@ -157,7 +157,7 @@ class Contents:
 class BootRules:
     """A compiled policy. `listed` maps bank and PCR to what each digest is; names are for sentences only.
 
-    `literal_lines` are the command lines that are written out: their patterns match one text each.
+    `literal_lines` are the command lines that are written out; `command_lines` are the patterns that match several.
     `sections` maps bank, PCR and digest to the members that list it. `any_data` are digests whose data is not seen.
     """
 
@@ -170,7 +170,7 @@ class BootRules:
     authorities: Mapping[bytes, str]
     commands: tuple[Pattern, ...]
     command_lines: tuple[Pattern, ...]
-    literal_lines: tuple[str, ...]
+    literal_lines: frozenset[str]
     values: Mapping[int, Mapping[str, frozenset[bytes]]]
     passed_over: frozenset[int]
 
@@ -222,8 +222,10 @@ class _Compiler:
             variables={name: self.contents(name, one) for name, one in document.variables.named()},
             authorities=self.certificates("authorities", document.authorities),
             commands=tuple(self.patterns("command_patterns", document.command_patterns)),
-            command_lines=tuple(self.patterns("command_lines", document.command_lines)),
-            literal_lines=tuple(filter(None, map(literal, document.command_lines))),
+            command_lines=tuple(
+                one for one in self.patterns("command_lines", document.command_lines) if not literal(one.pattern)
+            ),
+            literal_lines=frozenset(filter(None, map(literal, document.command_lines))),
             values=dict(self.values()),
             passed_over=frozenset(self.passed_over()),
         )
@@ -251,16 +253,7 @@ class _Compiler:
             self.problems += [
                 f"{name} is measured in PCR 7, which is not in pcrs" for name, used in needs_seven.items() if used
             ]
-        if 7 in rules.values:
-            self.problems += [
-                f"PCR 7 is compared as a whole under values, so {name} would not be looked at"
-                for name, used in needs_seven.items()
-                if used
-            ]
-        if document.signed_applications and not (document.secure_boot == "on" and document.authorities):
-            self.problems.append(
-                "signed_applications needs secure_boot on and authorities: who else would have checked?"
-            )
+        self.check_keys(rules, needs_seven)
         for section in document.must_occur:
             signed = section == "boot_applications" and document.signed_applications
             if not getattr(document, section) and not signed:
@@ -272,6 +265,25 @@ class _Compiler:
                 self.problems.append(f"sbat_level: {name[:40]!r} has no generation of 1 or more")
         if sum(map(len, rules.listed.values())) > MAX_LISTED:
             self.problems.append(f"more than {MAX_LISTED} digests are listed")
+
+    def check_keys(self, rules: BootRules, needs_seven: Mapping[str, bool]) -> None:
+        document = self.document
+        if 7 in rules.values:
+            self.problems += [
+                f"PCR 7 is compared as a whole under values, so {name} would not be looked at"
+                for name, used in needs_seven.items()
+                if used
+            ]
+        if document.signed_applications and not (document.secure_boot == "on" and document.authorities):
+            self.problems.append(
+                "signed_applications needs secure_boot on and authorities: who else would have checked?"
+            )
+        if document.signed_applications and 14 not in rules.pcrs - rules.passed_over:
+            self.problems.append(
+                "signed_applications needs PCR 14, where shim says that it checks nothing (MokSBState)"
+            )
+        if 7 in rules.passed_over and document.authorities:
+            self.problems.append("unknown_events allows any on PCR 7, so any authority would be allowed, too")
 
     def add(self, section: str, pcrs: Iterable[int], entries: list[Known]) -> None:
         for index, entry in enumerate(entries):
