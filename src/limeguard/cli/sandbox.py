@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from limeguard.cli.kernel import Kernel
 from limeguard.cli.softtpm import Program, SandboxError, SoftwareTpm, free_ports, wait_for_port
@@ -117,6 +117,16 @@ class Node:
             self.agent = None
 
 
+class Stoppable(Protocol):
+    """A node: what of it runs is ended with the sandbox."""
+
+    folder: Path
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
 class Sandbox:
     """Folder, ports, configuration and processes of one throw-away site.
 
@@ -139,7 +149,7 @@ class Sandbox:
         self.authority = self.work / "cv_ca"
         self.ports = dict(zip(("verifier", "registrar", "registrar_tls"), free_ports(3), strict=True))
         self.options: dict[str, dict[str, object]] = {name: dict(given) for name, given in options.items()}
-        self.nodes: list[Node] = []
+        self.nodes: list[Stoppable] = []
         self.tpms: list[SoftwareTpm] = []
         self.verifier: Program | None = None
         self.registrar: Program | None = None

@@ -42,6 +42,17 @@ def loopback_socket() -> socket.socket:
     return found
 
 
+def free_socket(address: str) -> socket.socket:
+    """Return a socket at a free port of one address. Raises OSError."""
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.bind((address, 0))
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
 class FleetServer:
     """Serves machines by the address that they are asked at."""
 
@@ -57,9 +68,9 @@ class FleetServer:
         self.port = 0
         self._server: asyncio.Server | None = None
 
-    async def start(self, context: ssl.SSLContext) -> None:
-        """Listen on a free port. Raises OSError."""
-        found = loopback_socket()
+    async def start(self, context: ssl.SSLContext, found: socket.socket | None = None) -> None:
+        """Listen on a bound socket, or on a free port of the loopback device. Raises OSError."""
+        found = found or loopback_socket()
         self.port = int(found.getsockname()[1])
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
@@ -123,10 +134,15 @@ class _Connection(asyncio.Protocol):
             server.notices += path[0] == "notifications"
             self._send(200, agent_v2.encode_success())
             return
-        if method != "GET" or path != ["quotes", "integrity"] or version[1:] not in VERSIONS:
+        if method != "GET" or path[:1] != ["quotes"] or version[1:] not in VERSIONS:
             self._refuse(404)
-            return
-        self._quote(machine, dict(parse_qsl(parts.query)), version[1:])
+        elif path == ["quotes", "integrity"]:
+            self._quote(machine, dict(parse_qsl(parts.query)), version[1:])
+        elif path == ["quotes", "identity"]:
+            nonce = dict(parse_qsl(parts.query)).get("nonce", "")
+            self._send(200, envelope(200, "Success", machine.node.identity_answer(nonce, version[1:])))
+        else:
+            self._refuse(404)
 
     def _quote(self, machine: Machine, query: dict[str, str], version: str) -> None:
         late = self._server.asked(machine)
