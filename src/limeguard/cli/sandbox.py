@@ -191,15 +191,16 @@ class Sandbox:
         for component in ("verifier", "registrar", "tenant", "ca"):
             text = ini_text(component, self.settings(component))
             if component == "verifier":
-                text += ini_text("revocations", {"enabled_revocation_notifications": "[]"})
+                told = {"enabled_revocation_notifications": "[]", **self.options.get("revocations", {})}
+                text += ini_text("revocations", told)
             path = self.folder / f"{component}.conf"
             _write_private(path, text)
             named[f"KEYLIME_{component.upper()}_CONFIG"] = str(path)
         return clean_environment({"KEYLIME_DIR": str(self.work), **named})
 
-    def start_verifier(self) -> None:
+    def start_verifier(self, *arguments: str) -> None:
         """Start the verifier, which makes the site's CA, and wait until it listens."""
-        self.verifier = self._start("verifier", self.ports["verifier"])
+        self.verifier = self._start("verifier", self.ports["verifier"], *arguments)
 
     def start_registrar(self) -> None:
         """Start the registrar with the verifier's CA and wait until it listens."""
@@ -210,8 +211,8 @@ class Sandbox:
         self.start_verifier()
         self.start_registrar()
 
-    def _start(self, name: str, port: int) -> Program:
-        program = Program(name, self.command(name, "run"), self.environment(), self.logs, self.umask)
+    def _start(self, name: str, port: int, *arguments: str) -> Program:
+        program = Program(name, self.command(name, "run", *arguments), self.environment(), self.logs, self.umask)
         program.start()
         wait_for_port(port, program)
         return program

@@ -7,16 +7,21 @@ device. What deployed agents would refuse is counted as a complaint.
 import asyncio
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
 from limeguard.simulator.machine import Machine
+from limeguard.telemetry import clean
 from limeguard.wire import agent_v2
 from limeguard.wire.envelope import envelope
 
 MAX_HEAD: Final = 16_384
 MAX_BODY: Final = 1 << 20
+MAX_KINDS: Final = 20
+MAX_KIND: Final = 80
+"""Complaints are counted by kind: so many kinds, each in so many characters."""
 VERSIONS: Final = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6")
 _BACKLOG: Final = 8_192
 _BIND_TO_DEVICE: Final = getattr(socket, "SO_BINDTODEVICE", 25)
@@ -61,10 +66,13 @@ class FleetServer:
         self.machines = machines
         self.asked = asked
         self.clock = clock
-        self.complaints = 0
+        self.complaints: Counter[str] = Counter()
         self.requests = 0
         self.notices = 0
         self.connections = 0
+        self.connections_made = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
         self.port = 0
         self._server: asyncio.Server | None = None
 
@@ -97,25 +105,27 @@ class _Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # a stream server hands out no other
         self._machine = self._server.machines.get(transport.get_extra_info("sockname")[0])
         self._server.connections += 1
+        self._server.connections_made += 1
 
     def connection_lost(self, _problem: Exception | None) -> None:
         self._transport = None
         self._server.connections -= 1
 
     def data_received(self, data: bytes) -> None:
+        self._server.bytes_in += len(data)
         self._buffer += data
         while self._transport is not None and (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             head = self._buffer[:end].decode("latin-1")
             size = _length(head)
             if size > MAX_BODY:
-                self._refuse(413)
+                self._refuse(413, "a body that is too long")
                 return
             if len(self._buffer) < end + 4 + size:
                 return
             self._buffer = self._buffer[end + 4 + size :]
             self._request(head)
         if len(self._buffer) > MAX_HEAD + MAX_BODY:
-            self._refuse(431)
+            self._refuse(431, "a head that is too long")
 
     def _request(self, head: str) -> None:
         server, machine = self._server, self._machine
@@ -123,7 +133,7 @@ class _Connection(asyncio.Protocol):
         method, _, rest = head.partition(" ")
         target = rest.partition(" ")[0]
         if machine is None:
-            self._refuse(404)
+            self._refuse(404, "nobody has this address")
             return
         if target == "/version":
             self._send(200, agent_v2.encode_version(VERSIONS))
@@ -135,14 +145,14 @@ class _Connection(asyncio.Protocol):
             self._send(200, agent_v2.encode_success())
             return
         if method != "GET" or path[:1] != ["quotes"] or version[1:] not in VERSIONS:
-            self._refuse(404)
+            self._refuse(404, f"{method} {parts.path}")
         elif path == ["quotes", "integrity"]:
             self._quote(machine, dict(parse_qsl(parts.query)), version[1:])
         elif path == ["quotes", "identity"]:
             nonce = dict(parse_qsl(parts.query)).get("nonce", "")
             self._send(200, envelope(200, "Success", machine.node.identity_answer(nonce, version[1:])))
         else:
-            self._refuse(404)
+            self._refuse(404, f"{method} {parts.path}")
 
     def _quote(self, machine: Machine, query: dict[str, str], version: str) -> None:
         late = self._server.asked(machine)
@@ -153,20 +163,22 @@ class _Connection(asyncio.Protocol):
         try:
             body = envelope(200, "Success", machine.answer(query, version))
         except (KeyError, ValueError):
-            self._refuse(400)
+            self._refuse(400, "a question that is none")
             return
         if late:
             asyncio.get_running_loop().call_later(late, self._send, 200, body)
         else:
             self._send(200, body)
 
-    def _refuse(self, status: int) -> None:
-        self._server.complaints += 1
+    def _refuse(self, status: int, why: str) -> None:
+        complaints, kind = self._server.complaints, f"{status} {clean(why, MAX_KIND)}"
+        complaints[kind if kind in complaints or len(complaints) < MAX_KINDS else "others"] += 1
         self._send(status, agent_v2.encode_error(status, "refused by the simulator"))
 
     def _send(self, status: int, body: bytes) -> None:
         if self._transport is not None:
             head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            self._server.bytes_out += len(head) + len(body)
             self._transport.write(head.encode() + body)
 
 
