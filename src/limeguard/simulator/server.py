@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from limeguard.simulator.machine import Machine
@@ -69,7 +69,7 @@ class FleetServer:
         self.complaints: Counter[str] = Counter()
         self.requests = 0
         self.notices = 0
-        self.connections = 0
+        self.connections: set[asyncio.Transport] = set()
         self.connections_made = 0
         self.bytes_in = 0
         self.bytes_out = 0
@@ -86,10 +86,13 @@ class FleetServer:
         )
 
     async def stop(self) -> None:
-        """Listen no more."""
+        """Listen no more, and cut all connections."""
         if self._server is not None:
             self._server.close()
             self._server = None
+        for transport in list(self.connections):
+            transport.abort()
+        await asyncio.sleep(0)
 
 
 class _Connection(asyncio.Protocol):
@@ -102,14 +105,16 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # a stream server hands out no other
-        self._machine = self._server.machines.get(transport.get_extra_info("sockname")[0])
-        self._server.connections += 1
+        stream = cast("asyncio.Transport", transport)  # a stream server hands out no other
+        self._transport = stream
+        self._machine = self._server.machines.get(stream.get_extra_info("sockname")[0])
+        self._server.connections.add(stream)
         self._server.connections_made += 1
 
     def connection_lost(self, _problem: Exception | None) -> None:
+        if self._transport is not None:
+            self._server.connections.discard(self._transport)
         self._transport = None
-        self._server.connections -= 1
 
     def data_received(self, data: bytes) -> None:
         self._server.bytes_in += len(data)

@@ -158,7 +158,10 @@ class Engine:
     def _carry_out(self, node: Node, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
         match effect:
             case lifecycle.Schedule(after, _):
-                self.fleet.schedule(node, self._clock() + after, spread=max(spread, JITTER * after))
+                # Late rounds are spread, but never so far that trust would run out for it.
+                slack = min(after, max(self.rules.trust_lifetime - 2 * after, 0.0))
+                due = self._clock() + after
+                self.fleet.schedule(node, due, spread=max(spread, JITTER * after), catch_up=slack)
                 self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
