@@ -21,8 +21,10 @@ from limeguard.simulator.report import Detection, Memory, Report, Rounds
 from limeguard.simulator.scenario import ATTACKS, Happening
 from limeguard.simulator.server import FleetServer, address_of
 
-LOOKS_PER_SECOND: Final = 50.0
-"""How often in all the verifier is asked for machines that were attacked: a thousand of them must not be its load."""
+LOOKS_PER_SECOND: Final = 20.0
+LATER_LOOKS_PER_SECOND: Final = 500.0
+"""How often in all the verifier is asked for attacked machines while it is measured, and afterwards: a thousand of them
+must not be its load."""
 LOOK_SECONDS: Final = 0.05
 DETECTION_PATIENCE: Final = 60.0
 ALL_ASKED_SECONDS: Final = 60.0
@@ -84,6 +86,7 @@ class Simulation:
         self._counting = False
         self._never_asked = plan.nodes
         self._all_asked = asyncio.Event()
+        self._ended = asyncio.Event()
         self._errors: Counter[str] = Counter()
         self._memory: list[int] = []
         self._attacked: set[str] = set()
@@ -252,6 +255,7 @@ class Simulation:
         report.rounds, report.lateness = self._rounds.count, self._rounds.lateness()
         report.busiest_second = self._rounds.busiest_second
         report.waiting = self._waiting()
+        self._ended.set()
         self._doing = lambda: f"looking for {self._watched} attacked machines that are not distrusted yet"
         await asyncio.gather(*watching)
         try:
@@ -331,10 +335,18 @@ class Simulation:
                     passed = self._clock() - began
                     detection.seconds = found_at - at if found_at and 0 <= found_at - at <= passed else passed
                     return
-                pause = max(LOOK_SECONDS, self._watched / LOOKS_PER_SECOND)
-                await asyncio.sleep(pause * self._random.uniform(0.5, 1.5))
+                await self._pause_between_looks()
         finally:
             self._watched -= 1
+
+    async def _pause_between_looks(self) -> None:
+        looks = LATER_LOOKS_PER_SECOND if self._ended.is_set() else LOOKS_PER_SECOND
+        pause = max(LOOK_SECONDS, self._watched / looks) * self._random.uniform(0.5, 1.5)
+        if self._ended.is_set():
+            await asyncio.sleep(pause)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), pause)
 
 
 _DEEDS: Final[dict[str, Callable[[Machine], None]]] = {

@@ -166,7 +166,8 @@ class Verifier:
         settings, wanted = self._settings, self._settings.enabled_revocation_notifications
         channels: dict[str, Channel] = {}
         if AGENT in wanted:
-            channels[AGENT] = Agents(agents, lambda: self.engine.fleet if self.engine is not None else ())
+            fleet = lambda: self.engine.fleet if self.engine is not None else ()  # noqa: E731
+            channels[AGENT] = Agents(agents, fleet, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER

@@ -33,9 +33,11 @@ CLAIM_SECONDS: Final = 120.0
 """Nobody else delivers a notice for so long; a verifier that died in between leaves it to the next."""
 FAN_OUT: Final = 32
 """Agents that are told at a time: one node that fails must not open a thousand connections at once."""
-TOLD_PER_SECOND: Final = 500.0
-"""Messages to agents in a second, whatever happens: when many nodes fail, all others are to be told of each of them.
-Those messages go out at this pace, which takes about a sixth of a core, while rounds keep their times."""
+MOST_TOLD: Final = 500.0
+LEAST_TOLD: Final = 50.0
+TOLD_FOR_ROUNDS: Final = 0.5
+"""Messages to agents in a second, and how many there may be for each round of the fleet within these bounds. When many
+nodes fail, all others are to be told of each of them; at this pace that takes less CPU than the rounds do."""
 FAN_OUT_SECONDS: Final = 60.0
 """How long telling all agents should take at that pace: it decides how many notices go out together."""
 TELL_SECONDS: Final = 10.0
@@ -118,13 +120,20 @@ class Agents(Channel):
     """Tells the agents of all other nodes, each once: a node that is away now hears of it no more.
 
     Notices that come while others go out are gathered, and each agent then gets them one after the other over one
-    connection. Never are more than `FAN_OUT` agents told at a time, nor more than `TOLD_PER_SECOND` messages sent in a
-    second, however many nodes fail.
+    connection. Never are more than `FAN_OUT` agents told at a time, and messages go out at a pace, however many fail.
     """
 
-    def __init__(self, agents: AgentClient, fleet: Callable[[], Iterable[Node]], pace: float = TOLD_PER_SECOND) -> None:
-        """Tell those whom `fleet` returns, with `pace` messages in a second."""
-        self._agents, self._fleet, self._pace = agents, fleet, pace
+    def __init__(
+        self,
+        agents: AgentClient,
+        fleet: Callable[[], Iterable[Node]],
+        *,
+        interval: float = 0.0,
+        pace: float | None = None,
+    ) -> None:
+        """Tell those whom `fleet` returns, who are asked every `interval` seconds; `pace` is messages in a second."""
+        self._agents, self._fleet, self._interval, self._fixed_pace = agents, fleet, interval, pace
+        self._pace = pace or LEAST_TOLD
         self._gathered: list[tuple[Notice, bytes]] = []
         self._lock = asyncio.Lock()
         self._free_at = 0.0
@@ -132,6 +141,7 @@ class Agents(Channel):
     def bounds(self) -> Bounds:
         """Return as many notices as all agents can be told of in a minute."""
         fleet = max(sum(1 for _ in self._fleet()), 1)
+        self._pace = self._fixed_pace or pace_for(fleet, self._interval)
         notices = max(1, min(BATCH, int(self._pace * FAN_OUT_SECONDS / fleet)))
         return Bounds(notices, max(CLAIM_SECONDS, 3 * notices * fleet / self._pace))
 
@@ -179,6 +189,11 @@ class Agents(Channel):
         self._free_at = at + 1.0 / self._pace
         if at > now:
             await asyncio.sleep(at - now)
+
+
+def pace_for(fleet: int, interval: float) -> float:
+    """Return the messages in a second that a fleet of that size may take beside its rounds."""
+    return min(MOST_TOLD, max(LEAST_TOLD, TOLD_FOR_ROUNDS * fleet / interval if interval else MOST_TOLD))
 
 
 @dataclass(slots=True)
