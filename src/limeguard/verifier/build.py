@@ -10,7 +10,7 @@ from typing import Final
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
-from limeguard.store.database import Database
+from limeguard.store.database import Database, Pulse
 from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
@@ -98,6 +98,7 @@ class Verifier:
         self._server_context = server
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
+        self._pulse = Pulse(self._database)
         self._rows = Nodes(self._database, settings.uuid)
         self._tasks: list[asyncio.Task[None]] = []
         self._http: PinnedHttp | None = None
@@ -154,7 +155,7 @@ class Verifier:
         )
         self._service = VerifierService(self._rows, self.engine, site, shelf)
         await self._service.take_up()
-        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
+        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents)
         app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
@@ -178,11 +179,11 @@ class Verifier:
             channels[ZEROMQ] = self._publisher
         return channels
 
-    def _not_ready(self) -> str | None:
+    async def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
         if self.engine is None or self.engine.draining:
             return "the verifier is stopping"
-        if self.writer is not None and self.writer.failing:
+        if (self.writer is not None and self.writer.failing) or not await self._pulse.beats():
             return "the database cannot be used now"
         return None
 

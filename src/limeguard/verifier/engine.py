@@ -26,6 +26,7 @@ from limeguard.verifier.lifecycle import Event, Step
 from limeguard.verifier.poller import Facts, Result
 from limeguard.verifier.record import supervision_of, with_facts, with_findings, with_supervision
 from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
+from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
 from limeguard.wire.notice import notice_text
 
@@ -222,6 +223,10 @@ class Engine:
         """How many jobs are being done."""
         return len(self._jobs)
 
+    def overdue(self) -> int:
+        """Return how many nodes wait although their time has come."""
+        return self.fleet.overdue(self._clock())
+
     @property
     def draining(self) -> bool:
         """Whether no more jobs are started."""
@@ -343,8 +348,13 @@ class Engine:
             await self._remove_terminated(node)
         elif result is not None and node.generation == generation:
             applied = self.apply(node, result.event, result.facts)
+            self._count_verdict(node)
             if applied.remove:
                 await self._remove_terminated(node)
+
+    def _count_verdict(self, node: Node) -> None:
+        verdicts, after = self.fleet.counters.verdicts, condition_of(node.state, self._now())
+        verdicts[after] = verdicts.get(after, 0) + 1
 
     async def _remove_terminated(self, node: Node) -> None:
         while True:

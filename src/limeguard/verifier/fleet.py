@@ -121,6 +121,7 @@ class Counters:
     lateness: list[int] = field(default_factory=lambda: [0] * (len(LATENESS) + 1))
     lateness_sum: float = 0.0
     findings: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
 
     def began_late(self, seconds: float) -> None:
         """Count a job that began so long after its time."""
@@ -202,6 +203,10 @@ class Fleet:
             self.counters.late_rounds += 1
             node.overdue = now - due
         return node
+
+    def overdue(self, now: float) -> int:
+        """Return how many nodes are due by now."""
+        return sum(1 for node in self._nodes.values() if node.due is not None and node.due <= now)
 
     def pending(self) -> int:
         """Return how many nodes have a timer."""
