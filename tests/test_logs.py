@@ -144,11 +144,10 @@ def test_lines_for_debugging_are_not_bounded(bounded: Any) -> None:
 
 
 def test_a_trace_stays_in_its_line() -> None:
-    try:
-        int("two\nlines")
-    except ValueError:
-        record = logging.LogRecord("n", logging.ERROR, "", 1, "went %s", ("wrong",), sys.exc_info())
+    problem = ValueError("two\nlines")
+    trace = (ValueError, problem, None)
+    record = logging.LogRecord("n", logging.ERROR, "", 1, "went %s", ("wrong",), trace)
     text = JsonFormatter().format(record)
     assert "\n" not in text
     assert json.loads(text)["message"] == "went wrong"
-    assert "ValueError: invalid literal" in json.loads(text)["exception"]
+    assert "ValueError: two\nlines" in json.loads(text)["exception"]

@@ -2,11 +2,15 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from limeguard.appraisal.appraise import appraise
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
@@ -15,19 +19,20 @@ from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
-from limeguard.verifier.engine import Engine, Limits, shuffled
+from limeguard.telemetry.spans import tracer_for
+from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
 from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
 from limeguard.verifier.policies import PolicyShelf, Signers
-from limeguard.verifier.poller import Poller
+from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import BATCH_SECONDS, Writer
+from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.client import HttpClient
@@ -81,6 +86,28 @@ def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What does the work of rounds, as it is or with spans around it."""
+
+    agents: AgentClient
+    judge: Judge
+    rounds: RoundStore
+    watched: Callable[[Poller], Performer]
+
+
+def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
+    from limeguard.verifier import tracing
+
+    traces = tracing.Traces(tracer)
+    return _Parts(
+        tracing.TracedAgents(http, traces),
+        tracing.traced(traces, appraise),
+        tracing.TracedStore(traces, rows, system),
+        lambda poller: tracing.TracedPerformer(traces, poller),
+    )
+
+
 class Verifier:
     """A whole verifier in this process. `start` it inside a running loop, `stop` it there too."""
 
@@ -121,24 +148,31 @@ class Verifier:
         self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         rules = make_rules(settings)
-        agents = AgentClient(self._http)
+        tracer = tracer_for("verifier", os.environ)
+        parts = _Parts(AgentClient(self._http), appraise, self._rows, lambda poller: poller)
+        if tracer is not None:
+            parts = _traced(tracer, self._http, self._rows, self._database.dialect)
+        agents = parts.agents
         channels = self._channels(agents)
         self._dispatcher = Dispatcher(
             Outbox(self._database, settings.uuid), channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE)
         )
         self.writer = Writer(
-            self._rows,
+            parts.rounds,
             self._changed_elsewhere,
             gather=gather_seconds(rules.trust_lifetime),
             on_notices=self._dispatcher.wake,
         )
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            Poller(
-                agents,
-                answer_within=settings.request_timeout + LATE_SECONDS,
-                policies=shelf,
-                violations_found=not settings.ignore_tomtou_errors,
+            parts.watched(
+                Poller(
+                    agents,
+                    answer_within=settings.request_timeout + LATE_SECONDS,
+                    policies=shelf,
+                    violations_found=not settings.ignore_tomtou_errors,
+                    judge=parts.judge,
+                )
             ),
             self.writer,
             self._rows,

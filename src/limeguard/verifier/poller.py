@@ -41,6 +41,9 @@ NO_ANSWER: Final = frozenset({408, 500, 599})
 """Statuses that count as no answer and are tried again (Keylime REST API, how the verifier calls the agent)."""
 
 
+Judge = Callable[[Evidence, Expected, History, float], Appraisal]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a round learned beside its event. `answered_at` is None when no quote was checked."""
@@ -88,13 +91,15 @@ class Poller:
         answer_within: float,
         policies: Policies,
         violations_found: bool = True,
+        judge: Judge = appraise,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970.
 
-        `policies` are asked when an answer is there, so that it is judged by what is in force then.
+        `policies` are asked when an answer is there, so that it is judged by what is in force then, by `judge`.
         """
+        self._judge = judge
         self._policies = policies
         self._violations_found = violations_found
         self._memo = LineMemo()
@@ -146,8 +151,8 @@ class Poller:
         expected = self._expected(node, question, nonce_expires)
         if len(evidence.ima_log or "") > LONG_LIST:
             # Seconds of work for a list of a million lines: other nodes must not wait for it.
-            return await asyncio.to_thread(appraise, evidence, expected, history, self._now()), answer
-        return appraise(evidence, expected, history, self._now()), answer
+            return await asyncio.to_thread(self._judge, evidence, expected, history, self._now()), answer
+        return self._judge(evidence, expected, history, self._now()), answer
 
     def _expected(self, node: Node, question: QuoteRequest, nonce_expires: float) -> Expected:
         enrolled = node.record.enrolled
