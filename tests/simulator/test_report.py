@@ -14,9 +14,10 @@ def test_lateness_is_what_goes_beyond_the_interval() -> None:
 
 
 def test_memory_grows_by_what_came_after_the_warm_up() -> None:
-    memory = Memory.of([100, 90, 140, 110])
+    memory = Memory.of(50, [100, 90, 140, 110])
+    assert Report(nodes=6, memory=memory).figures()["bytes_per_machine"] == 10
     assert (memory.start, memory.end, memory.mean, memory.peak, memory.growth) == (100, 110, 110, 140, 10)
-    assert Memory.of([]) == Memory()
+    assert Memory.of(0, []) == Memory()
 
 
 def test_costs_are_given_for_one_round() -> None:

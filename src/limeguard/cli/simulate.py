@@ -273,16 +273,13 @@ def _rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _cost(result: dict[str, Any], rounds: int) -> Iterable[tuple[str, str]]:
-    nodes = result["nodes"]
     if result["verifier_cpu"]:
         share = 100 * result["verifier_cpu"] / result["seconds"]
         yield "verifier", f"{1000 * result['verifier_cpu_per_round']:.3f} ms CPU a round, {share:.0f} % of a core"
         memory, growth = result["memory"], result["memory_growth"] / MIB
         used = f"mean {memory['mean'] / MIB:,.0f} MiB, peak {memory['peak'] / MIB:,.0f} MiB"
-        yield (
-            "memory",
-            f"{used}, {memory['end'] / 1024 / nodes:,.0f} KiB a machine, {growth:+,.1f} MiB since the warm-up",
-        )
+        each = f"{result['bytes_per_machine'] / 1024:,.0f} KiB a machine"
+        yield "memory", f"{used}, {each}, {growth:+,.1f} MiB since the warm-up"
     asked, answered = result["bytes_asked"] / rounds, result["bytes_answered"] / rounds
     yield "network", f"{asked:,.0f} + {answered:,.0f} bytes a round, {result['connections']:,} new connections"
     share = 100 * result["simulator_cpu"] / max(result["seconds"], 1e-9)

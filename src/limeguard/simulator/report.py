@@ -24,19 +24,23 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of the verifier's processes while it was measured; `start` is the end of the warm-up."""
+    """Bytes of the verifier's processes: before any machine was enrolled, and while it was measured.
 
+    `start` is the end of the warm-up.
+    """
+
+    empty: int = 0
     start: int = 0
     end: int = 0
     mean: int = 0
     peak: int = 0
 
     @classmethod
-    def of(cls, samples: Sequence[int]) -> "Memory":
+    def of(cls, empty: int, samples: Sequence[int]) -> "Memory":
         """Return the figures of samples in the order of time, all zero for none."""
         if not samples:
-            return cls()
-        return cls(samples[0], samples[-1], sum(samples) // len(samples), max(samples))
+            return cls(empty)
+        return cls(empty, samples[0], samples[-1], sum(samples) // len(samples), max(samples))
 
     @property
     def growth(self) -> int:
@@ -116,4 +120,5 @@ class Report:
             "simulator_cpu_per_round": self.simulator_cpu / rounds,
             "bytes_per_round": (self.bytes_asked + self.bytes_answered) / rounds,
             "memory_growth": self.memory.growth,
+            "bytes_per_machine": (self.memory.end - self.memory.empty) / max(self.nodes, 1),
         }

@@ -88,6 +88,7 @@ class Simulation:
         self._all_asked = asyncio.Event()
         self._ended = asyncio.Event()
         self._errors: Counter[str] = Counter()
+        self._empty = 0
         self._memory: list[int] = []
         self._attacked: set[str] = set()
         self._watched = 0
@@ -128,6 +129,7 @@ class Simulation:
         operator = Operator(self._site)
         try:
             await self.server.start(agents)
+            self._empty = self._meter()[1]
             if self._plan.delete:
                 await self._delete(operator)
             await self._register(operator, certificate)
@@ -248,7 +250,7 @@ class Simulation:
         report.simulator_cpu = time.process_time() - own
         after, report.verifier_bytes = self._meter()
         report.verifier_cpu = after - cpu
-        report.memory = Memory.of([*self._memory, report.verifier_bytes])
+        report.memory = Memory.of(self._empty, [*self._memory, report.verifier_bytes])
         report.connections = server.connections_made - counted[0]
         report.bytes_asked, report.bytes_answered = server.bytes_in - counted[1], server.bytes_out - counted[2]
         report.notices = server.notices - counted[3]
