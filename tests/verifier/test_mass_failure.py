@@ -20,7 +20,7 @@ from limeguard.simulator.run import Plan, Simulation
 from limeguard.simulator.scenario import Happening
 from limeguard.store.notices import Notice
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.notices import BATCH, FAN_OUT, Agents, Bounds, pace_for
+from limeguard.verifier.notices import BATCH, FAN_OUT, Agents, Bounds, NotDelivered, pace_for
 from limeguard.web.client import Unreachable
 from limeguard.web.tls import server_context
 
@@ -83,6 +83,19 @@ async def test_an_agent_that_is_away_costs_one_try_and_none_once_that_is_known()
     nodes[3].become(replace(nodes[3].state, reachability="unreachable"), 0.0)
     await send_all(agents, ["n0"])
     assert (told.tries["n3"], told.tries["n4"]) == (1, 4)
+
+
+async def test_when_telling_all_fails_nobody_counts_as_told() -> None:
+    class Odd(Told):
+        async def notify(self, _address: AgentAddress, _version: str, _body: bytes) -> None:
+            raise RuntimeError("a fault of ours")
+
+    nodes = fleet(3)
+    agents = Agents(Odd(), lambda: nodes, pace=1e6)  # type: ignore[arg-type]
+    tries = [agents.send(Notice("agent", name, "{}"), b"") for name in ("n0", "n1", "n2")]
+    outcomes = await asyncio.gather(*tries, return_exceptions=True)
+    assert all(isinstance(one, Exception) for one in outcomes)
+    assert sum(isinstance(one, NotDelivered) for one in outcomes) == 2
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,15 @@ class Webhook(Channel):
             raise NotDelivered(f"The webhook answered {answer.status}")
 
 
+@dataclass(slots=True, eq=False)
+class _Gathered:
+    """A notice that waits to go out with others."""
+
+    notice: Notice
+    body: bytes
+    told: bool = False
+
+
 class Agents(Channel):
     """Tells the agents of all other nodes, each once: a node that is away now hears of it no more.
 
@@ -134,7 +143,7 @@ class Agents(Channel):
         """Tell those whom `fleet` returns, who are asked every `interval` seconds; `pace` is messages in a second."""
         self._agents, self._fleet, self._interval, self._fixed_pace = agents, fleet, interval, pace
         self._pace = pace or LEAST_TOLD
-        self._gathered: list[tuple[Notice, bytes]] = []
+        self._gathered: list[_Gathered] = []
         self._lock = asyncio.Lock()
         self._free_at = 0.0
 
@@ -147,12 +156,17 @@ class Agents(Channel):
 
     async def send(self, notice: Notice, body: bytes) -> None:
         """Deliver to whom can be reached, together with all else that waits for it."""
-        self._gathered.append((notice, body))
+        mine = _Gathered(notice, body)
+        self._gathered.append(mine)
         await asyncio.sleep(0)
         async with self._lock:  # whoever comes first sends for all
-            batch, self._gathered = self._gathered, []
-            if batch:
-                await self._tell_all(batch)
+            if mine in self._gathered:
+                batch, self._gathered = self._gathered, []
+                await self._tell_all([(one.notice, one.body) for one in batch])
+                for one in batch:
+                    one.told = True
+        if not mine.told:
+            raise NotDelivered("the attempt was given up")
 
     async def _tell_all(self, batch: list[tuple[Notice, bytes]]) -> None:
         recipients = [node for node in self._fleet() if node.state.reachability != Reachability.UNREACHABLE]
