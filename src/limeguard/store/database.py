@@ -8,7 +8,8 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -108,6 +109,8 @@ def _listen_sqlite(engine: AsyncEngine) -> None:
 
 
 SQLITE_CONNECTIONS: Final = 5
+PULSE_SECONDS: Final = 1.0
+PULSE_PATIENCE: Final = 2.0
 
 
 class Database:
@@ -172,6 +175,33 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+class Pulse:
+    """Whether the database answers, asked at most once in a second however often somebody wants to know."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        """Ask this database."""
+        self._database, self._clock = database, clock
+        self._lock = asyncio.Lock()
+        self._asked_at: float | None = None
+        self._answered = True
+
+    async def beats(self) -> bool:
+        """Return whether it answered a moment ago, or does so now in time."""
+        async with self._lock:
+            if self._asked_at is None or self._clock() >= self._asked_at + PULSE_SECONDS:
+                self._answered = await self._ask()
+                self._asked_at = self._clock()
+            return self._answered
+
+    async def _ask(self) -> bool:
+        try:
+            async with asyncio.timeout(PULSE_PATIENCE), self._database.reading() as connection:
+                await connection.execute(sa.select(sa.literal(1)))
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return True
 
 
 def _upgrade(connection: Connection, component: str) -> None:

@@ -2,35 +2,40 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from limeguard.appraisal.appraise import appraise
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
 from limeguard.store.boot_policies import BootPolicies
-from limeguard.store.database import Database
+from limeguard.store.database import Database, Pulse
 from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
+from limeguard.telemetry.spans import tracer_for
 from limeguard.verifier.boot_policies import BootPolicyShelf
-from limeguard.verifier.engine import Engine, Limits, shuffled
+from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
 from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
 from limeguard.verifier.onetime import OneTime
 from limeguard.verifier.policies import PolicyShelf, Signers
-from limeguard.verifier.poller import Poller
+from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import BATCH_SECONDS, Writer
+from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.client import HttpClient
@@ -88,6 +93,28 @@ def make_app(service: VerifierService, onetime: OneTime, watch: Watch, max_body:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What does the work of rounds, as it is or with spans around it."""
+
+    agents: AgentClient
+    judge: Judge
+    rounds: RoundStore
+    watched: Callable[[Poller], Performer]
+
+
+def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
+    from limeguard.verifier import tracing
+
+    traces = tracing.Traces(tracer)
+    return _Parts(
+        tracing.TracedAgents(http, traces),
+        tracing.traced(traces, appraise),
+        tracing.TracedStore(traces, rows, system),
+        lambda poller: tracing.TracedPerformer(traces, poller),
+    )
+
+
 class Verifier:
     """A whole verifier in this process. `start` it inside a running loop, `stop` it there too."""
 
@@ -105,6 +132,7 @@ class Verifier:
         self._server_context = server
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
+        self._pulse = Pulse(self._database)
         self._rows = Nodes(self._database, settings.uuid)
         self._tasks: list[asyncio.Task[None]] = []
         self._http: PinnedHttp | None = None
@@ -128,26 +156,33 @@ class Verifier:
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
         rules = make_rules(settings)
-        agents = AgentClient(self._http)
+        tracer = tracer_for("verifier", os.environ)
+        parts = _Parts(AgentClient(self._http), appraise, self._rows, lambda poller: poller)
+        if tracer is not None:
+            parts = _traced(tracer, self._http, self._rows, self._database.dialect)
+        agents = parts.agents
         channels = self._channels(agents)
         self._dispatcher = Dispatcher(
             Outbox(self._database, settings.uuid), channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE)
         )
         self.writer = Writer(
-            self._rows,
+            parts.rounds,
             self._changed_elsewhere,
             gather=gather_seconds(rules.trust_lifetime),
             on_notices=self._dispatcher.wake,
         )
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            Poller(
-                agents,
-                answer_within=settings.request_timeout + LATE_SECONDS,
-                policies=shelf,
-                boot_policies=boot_shelf,
-                violations_found=not settings.ignore_tomtou_errors,
-                boot_always=settings.measured_boot_evaluate == "always",
+            parts.watched(
+                Poller(
+                    agents,
+                    answer_within=settings.request_timeout + LATE_SECONDS,
+                    policies=shelf,
+                    boot_policies=boot_shelf,
+                    violations_found=not settings.ignore_tomtou_errors,
+                    boot_always=settings.measured_boot_evaluate == "always",
+                    judge=parts.judge,
+                )
             ),
             self.writer,
             self._rows,
@@ -164,13 +199,13 @@ class Verifier:
         )
         self._service = VerifierService(self._rows, self.engine, site, shelf, boot_shelf)
         await self._service.take_up()
-        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
+        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents)
         onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
         app = make_app(self._service, onetime, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
-        parts = (self.writer, self.engine, shelf, boot_shelf, self._dispatcher)
-        self._tasks = [asyncio.create_task(part.run()) for part in parts]
+        running = (self.writer, self.engine, shelf, boot_shelf, self._dispatcher)
+        self._tasks = [asyncio.create_task(part.run()) for part in running]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
@@ -178,7 +213,8 @@ class Verifier:
         settings, wanted = self._settings, self._settings.enabled_revocation_notifications
         channels: dict[str, Channel] = {}
         if AGENT in wanted:
-            channels[AGENT] = Agents(agents, lambda: self.engine.fleet if self.engine is not None else ())
+            fleet = lambda: self.engine.fleet if self.engine is not None else ()  # noqa: E731
+            channels[AGENT] = Agents(agents, fleet, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
@@ -189,11 +225,11 @@ class Verifier:
             channels[ZEROMQ] = self._publisher
         return channels
 
-    def _not_ready(self) -> str | None:
+    async def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
         if self.engine is None or self.engine.draining:
             return "the verifier is stopping"
-        if self.writer is not None and self.writer.failing:
+        if (self.writer is not None and self.writer.failing) or not await self._pulse.beats():
             return "the database cannot be used now"
         return None
 

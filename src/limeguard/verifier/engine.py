@@ -26,6 +26,7 @@ from limeguard.verifier.lifecycle import Event, Step
 from limeguard.verifier.poller import Facts, Result
 from limeguard.verifier.record import supervision_of, with_facts, with_findings, with_supervision
 from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
+from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
 from limeguard.wire.notice import notice_text
 
@@ -158,7 +159,10 @@ class Engine:
     def _carry_out(self, node: Node, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
         match effect:
             case lifecycle.Schedule(after, _):
-                self.fleet.schedule(node, self._clock() + after, spread=max(spread, JITTER * after))
+                # Late rounds are spread, but never so far that trust would run out for it.
+                slack = min(after, max(self.rules.trust_lifetime - 2 * after, 0.0))
+                due = self._clock() + after
+                self.fleet.schedule(node, due, spread=max(spread, JITTER * after), catch_up=slack)
                 self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
@@ -218,6 +222,10 @@ class Engine:
     def running_jobs(self) -> int:
         """How many jobs are being done."""
         return len(self._jobs)
+
+    def overdue(self) -> int:
+        """Return how many nodes wait although their time has come."""
+        return self.fleet.overdue(self._clock())
 
     @property
     def draining(self) -> bool:
@@ -340,8 +348,13 @@ class Engine:
             await self._remove_terminated(node)
         elif result is not None and node.generation == generation:
             applied = self.apply(node, result.event, result.facts)
+            self._count_verdict(node)
             if applied.remove:
                 await self._remove_terminated(node)
+
+    def _count_verdict(self, node: Node) -> None:
+        verdicts, after = self.fleet.counters.verdicts, condition_of(node.state, self._now())
+        verdicts[after] = verdicts.get(after, 0) + 1
 
     async def _remove_terminated(self, node: Node) -> None:
         while True:

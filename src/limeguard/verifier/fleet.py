@@ -31,6 +31,7 @@ class Node:
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
     `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
+    `overdue` is by how many seconds the last job began too late.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class Node:
         "key_delivered",
         "late",
         "notices",
+        "overdue",
         "policy",
         "record",
         "running",
@@ -61,6 +63,7 @@ class Node:
         self.policy = policy
         self.address = address
         self.due: float | None = None
+        self.overdue = 0.0
         self.job: Job | None = None
         self.busy = False
         self.abandoned = False
@@ -119,6 +122,7 @@ class Counters:
     lateness: list[int] = field(default_factory=lambda: [0] * (len(LATENESS) + 1))
     lateness_sum: float = 0.0
     findings: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
 
     def began_late(self, seconds: float) -> None:
         """Count a job that began so long after its time."""
@@ -161,14 +165,17 @@ class Fleet:
             node.due = None
         return node
 
-    def schedule(self, node: Node, at: float, *, spread: float = 0.0) -> None:
+    def schedule(self, node: Node, at: float, *, spread: float = 0.0, catch_up: float = 0.0) -> None:
         """Make a node due at `at`, up to `spread` seconds later so that a fleet does not march in step.
 
-        A node has one timer: the last call counts.
+        After a job that began late it is up to as much later as that was, at most `catch_up` seconds: what came due
+        together while we were held up would else come due together for ever. A node has one timer: the last call
+        counts.
         """
         if self._nodes.get(node.agent_id) is not node:
             return
-        node.due = at + spread * self._jitter()
+        node.due = at + max(spread, min(node.overdue, catch_up)) * self._jitter()
+        node.overdue = 0.0
         self._sequence += 1
         heapq.heappush(self._heap, (node.due, self._sequence, node))
         if len(self._heap) > 64 + 4 * len(self._nodes):
@@ -192,10 +199,15 @@ class Fleet:
         # Counted first: a fault in here leaves the node due.
         self.counters.began_late(now - due)
         node = heapq.heappop(self._heap)[2]
-        node.due = None
+        node.due, node.overdue = None, 0.0
         if now - due > self._late_after:
             self.counters.late_rounds += 1
+            node.overdue = now - due
         return node
+
+    def overdue(self, now: float) -> int:
+        """Return how many nodes are due by now."""
+        return sum(1 for node in self._nodes.values() if node.due is not None and node.due <= now)
 
     def pending(self) -> int:
         """Return how many nodes have a timer."""

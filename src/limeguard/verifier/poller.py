@@ -51,6 +51,9 @@ NO_ANSWER: Final = frozenset({408, 500, 599})
 """Statuses that count as no answer and are tried again (Keylime REST API, how the verifier calls the agent)."""
 
 
+Judge = Callable[[Evidence, Expected, History, float], Appraisal]
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a round learned beside its event. `answered_at` is None when no quote was checked."""
@@ -107,14 +110,16 @@ class Poller:
         boot_policies: Policies[BootPolicy],
         violations_found: bool = True,
         boot_always: bool = False,
+        judge: Judge = appraise,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970.
 
-        Policies are asked for when an answer is there, so that it is judged by what is in force then. `boot_always`
-        judges each boot log that comes, also when nothing changed since the last one.
+        Policies are asked for when an answer is there, so that it is judged by what is in force then, by `judge`.
+        `boot_always` judges each boot log that comes, also when nothing changed since the last one.
         """
+        self._judge = judge
         self._policies = policies
         self._boot_policies = boot_policies
         self._boot_memo = None if boot_always else BootMemo(MAX_BOOT_VERDICTS)
@@ -170,9 +175,9 @@ class Poller:
         expected = self._expected(node, question, nonce_expires)
         if self._takes_long(node, answer):
             # Seconds of work for a list of a million lines: other nodes must not wait for it.
-            appraisal = await asyncio.to_thread(appraise, evidence, expected, history, self._now())
+            appraisal = await asyncio.to_thread(self._judge, evidence, expected, history, self._now())
         else:
-            appraisal = appraise(evidence, expected, history, self._now())
+            appraisal = self._judge(evidence, expected, history, self._now())
         no_base64 = evidence.boot_log == b"" and answer.mb_measurement_list
         return _not_base64(appraisal) if no_base64 else appraisal, answer
 

@@ -128,13 +128,13 @@ def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
 class Watch:
     """Handlers for those who watch the verifier itself: load balancers, and Prometheus."""
 
-    def __init__(self, problem: Callable[[], str | None], figures: Callable[[], bytes]) -> None:
+    def __init__(self, problem: Callable[[], Awaitable[str | None]], figures: Callable[[], bytes]) -> None:
         """Ask `problem` why no requests should come here, and `figures` for the text of all metrics."""
         self._problem, self._figures = problem, figures
 
     async def ready(self, _request: Request) -> Response:
         """Say whether requests are welcome."""
-        problem = self._problem()
+        problem = await self._problem()
         return Response(200 if problem is None else 503, f"{problem or 'ok'}\n".encode(), PLAIN)
 
     async def metrics(self, _request: Request) -> Response:

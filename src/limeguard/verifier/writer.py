@@ -6,8 +6,9 @@ newest state of each is written when it is back. Must not know what the states m
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -25,6 +26,8 @@ BATCH_SECONDS = 1.0
 what a crash loses of the rest is a count, and how far a log was read: the next round reads that part again."""
 MAX_BATCH = 2000
 """Nodes in one transaction: a longer one would keep other writers out for too long."""
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Bounds, in seconds, by which transactions are counted."""
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses while the database is away; the last one repeats."""
 
@@ -46,6 +49,12 @@ class WriterCounters:
     refused: int = 0
     failures: int = 0
     seconds: float = 0.0
+    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY) + 1))
+
+    def took(self, seconds: float) -> None:
+        """Count a transaction that took so long."""
+        self.latency[bisect_left(LATENCY, seconds)] += 1
+        self.seconds += seconds
 
 
 class Writer:
@@ -152,7 +161,7 @@ class Writer:
         except (StoreUnavailable, Conflict) as problem:
             self._note_failure(problem)
             return False
-        self.counters.seconds += time.monotonic() - began
+        self.counters.took(time.monotonic() - began)
         self._note_success(len(records), len(refused))
         if notices:
             for node in batch:
