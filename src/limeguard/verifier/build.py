@@ -38,6 +38,7 @@ from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
+from limeguard.web.beat import Beat
 from limeguard.web.client import HttpClient
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
@@ -51,6 +52,9 @@ MAX_JOBS: Final = 2048
 """Requests to agents at once. Agents that hang must be many before others have to wait."""
 LATE_SECONDS: Final = 1.0
 """A round that starts so much past its time is counted as late."""
+BEATS: Final = 40
+"""Beats in one interval: rounds begin, and answers are looked at, many for one wake-up."""
+MAX_BEAT_SECONDS: Final = 0.05
 MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
 MIN_NOTICE_PAUSE: Final = 0.5
@@ -152,7 +156,10 @@ class Verifier:
         settings = self._settings
         if settings.auto_migrate_db:
             await self._database.migrate(COMPONENT)
-        self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
+        beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
+        self._http = PinnedHttp(
+            self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
+        )
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
         rules = make_rules(settings)
@@ -190,6 +197,7 @@ class Verifier:
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
             Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
             channels=tuple(channels),
+            beat=beat,
         )
         site = Site(
             verifier_id=settings.uuid,

@@ -28,14 +28,13 @@ from limeguard.verifier.record import supervision_of, with_facts, with_findings,
 from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
 from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
+from limeguard.web.beat import Beat
 from limeguard.wire.notice import notice_text
 
 log = get_logger("keylime.verifier")
 
 JITTER: Final = 0.05
-"""Part of a pause by which it is drawn out at random, so that a fleet does not march in step."""
-TICK: Final = 0.002
-"""Seconds for which rounds that come due close together wait for each other: one wake-up for several."""
+"""Part of a pause that is left to chance, so that a fleet does not march in step."""
 BUSY_PAUSE: Final = 0.05
 """Seconds after which a node is looked at again whose last job is just being given up."""
 FAULT_PAUSE: Final = 1.0
@@ -44,6 +43,9 @@ FALLBACK_PAUSE: Final = 30.0
 """Seconds until the next try when even the handling of a job failed."""
 REMOVE_PAUSE: Final = 2.0
 """Seconds between tries to delete a row while the database is away."""
+
+
+_ROUNDS: Final = (lifecycle.RoundTrusted, lifecycle.RoundDistrusted)
 
 
 class Performer(Protocol):
@@ -91,13 +93,15 @@ class Engine:
         limits: Limits,
         *,
         channels: tuple[str, ...] = (),
+        beat: Beat | None = None,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Put the parts together. `now` is seconds since 1970; `clock` never goes back, timers run on it.
 
-        Notices go over `channels`.
+        Notices go over `channels`. Rounds begin at the beats of `beat`, each with all that came due since the last.
         """
+        self._beat = beat
         self._channels = channels
         self.fleet = fleet
         self.rules = rules
@@ -109,9 +113,7 @@ class Engine:
         self._clock = clock
         self._jobs: dict[asyncio.Task[None], tuple[Node, float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._watchdog: asyncio.TimerHandle | None = None
-        self._armed_for = 0.0
         self._stopping = False
 
     # --- taking nodes in and stepping them ---------------------------------------------------------------------------
@@ -136,7 +138,7 @@ class Engine:
             self._abandon(node)
         applied = Applied()
         for effect in step.effects:
-            self._carry_out(node, effect, applied, spread)
+            self._carry_out(node, event, effect, applied, spread)
         return applied
 
     def _change(self, node: Node, step: Step, event: Event, facts: Facts | None) -> None:
@@ -156,13 +158,13 @@ class Engine:
         if state != node.state:
             node.become(state, now)
 
-    def _carry_out(self, node: Node, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
+    def _carry_out(self, node: Node, event: Event, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
         match effect:
             case lifecycle.Schedule(after, _):
+                start = self._due(node, after) if isinstance(event, _ROUNDS) else self._clock() + after
                 # Late rounds are spread, but never so far that trust would run out for it.
                 slack = min(after, max(self.rules.trust_lifetime - 2 * after, 0.0))
-                due = self._clock() + after
-                self.fleet.schedule(node, due, spread=max(spread, JITTER * after), catch_up=slack)
+                self.fleet.schedule(node, start, spread=max(spread, JITTER * after), catch_up=slack)
                 self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
@@ -178,6 +180,13 @@ class Engine:
                 node.notices += self._notices(node, effect)
             case lifecycle.SupervisionEnded() | lifecycle.Alarm():
                 return  # said in the log
+
+    def _due(self, node: Node, after: float) -> float:
+        """Return when the next round is due at the earliest, `after` seconds past the beginning of the last one.
+
+        So the time that rounds take does not add up; half of the pause is kept however long one took.
+        """
+        return max(node.began + (1 - JITTER / 2) * after, self._clock() + after / 2)
 
     def _notices(self, node: Node, notify: lifecycle.Notify) -> list[Notice]:
         """Return what is told of a node, once for each channel."""
@@ -235,38 +244,33 @@ class Engine:
     async def run(self) -> None:
         """Start jobs as they come due, until cancelled."""
         self._loop = asyncio.get_running_loop()
+        if self._beat is None:
+            self._beat = Beat(0.0)
         self._watch()
-        self._arm()
         try:
             await self._loop.create_future()
         finally:
-            for timer in (self._timer, self._watchdog):
-                if timer is not None:
-                    timer.cancel()
+            self._beat.cancel(self._fire)
+            if self._watchdog is not None:
+                self._watchdog.cancel()
             self._loop = None
 
     def _arm(self) -> None:
-        """Have `_fire` called when the next node is due. One timer of the loop stands for those of all nodes."""
-        if self._loop is None or self._stopping or len(self._jobs) >= self._limits.jobs:
+        """Have `_fire` called when the next node is due. One wish stands for the timers of all nodes."""
+        if self._loop is None or self._beat is None or self._stopping or len(self._jobs) >= self._limits.jobs:
             return
         due = self.fleet.next_due()
-        if due is None or (self._timer is not None and self._armed_for <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._armed_for = due
-        self._timer = self._loop.call_later(max(due - self._clock(), TICK), self._fire)
+        if due is not None:
+            self._beat.call_after(due - self._clock(), self._fire)
 
     def _fire(self) -> None:
-        self._timer = None
         try:
             self._start_due()
         except Exception:
             log.exception("Error while starting rounds")
             self.fleet.counters.faults += 1
-            if self._loop is not None:
-                self._armed_for = self._clock() + FAULT_PAUSE
-                self._timer = self._loop.call_later(FAULT_PAUSE, self._fire)
+            if self._beat is not None:
+                self._beat.call_after(FAULT_PAUSE, self._fire)
         else:
             self._arm()
 
@@ -285,14 +289,11 @@ class Engine:
             task.add_done_callback(self._job_done)
 
     def _watch(self) -> None:
-        """Give up jobs that take too long, and see that the timer runs; one look is cheaper than a timer for each."""
+        """Give up jobs that take too long, and see that there is a timer; one look is cheaper than one for each job."""
         if self._loop is None:
             return
         self._watchdog = self._loop.call_later(min(self._limits.job_seconds / 4, 1.0), self._watch)
         now = self._clock()
-        if self._timer is not None and self._armed_for < now - FAULT_PAUSE:
-            self._timer.cancel()
-            self._timer = None
         self._arm()
         for task, (node, end) in self._jobs.items():
             if end < now and not node.abandoned and not node.late:
@@ -309,6 +310,7 @@ class Engine:
     async def _work(self, node: Node, job: Job) -> None:
         """Do one job and step the node, whatever happens on the way."""
         generation = node.generation
+        node.began = self._clock()
         self.fleet.counters.rounds += 1
         try:
             try:

@@ -27,7 +27,8 @@ class Node:
     `record` is what supervision works with; `visible` is what readers are told. They differ only while a rise of trust
     waits for its commit: nobody hears of trust that the database does not hold.
 
-    `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
+    `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done,
+    `began` is when the last one began.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
     `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
@@ -38,6 +39,7 @@ class Node:
         "abandoned",
         "address",
         "ak",
+        "began",
         "boot_log_length",
         "busy",
         "due",
@@ -64,6 +66,7 @@ class Node:
         self.address = address
         self.due: float | None = None
         self.overdue = 0.0
+        self.began = 0.0
         self.job: Job | None = None
         self.busy = False
         self.abandoned = False

@@ -68,6 +68,7 @@ def agent_client_context(certificate: Path, key: Path, password: str) -> ssl.SSL
 def _client(certificate: Path | None, key: Path | None, password: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a peer must not become another after it was looked at
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     if certificate is not None and key is not None:
