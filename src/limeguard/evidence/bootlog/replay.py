@@ -150,7 +150,7 @@ def boot_aggregates(pcrs: Mapping[int, bytes], bank: HashAlgorithm) -> tuple[byt
     return tuple(
         bank.digest(b"".join(pcrs[pcr] for pcr in range(count)))
         for count in (8, 10)
-        if all(pcr in pcrs for pcr in range(count))
+        if pcrs.keys() >= set(range(count))
     )
 
 
