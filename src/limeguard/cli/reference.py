@@ -66,11 +66,15 @@ Tables = tuple[Sequence[Route], Mapping[str, Rule], Mapping[tuple[str, str], Ope
 
 def _verifier() -> Tables:
     from limeguard.verifier import api as described
-    from limeguard.verifier.routes import RULES, Watch, make_routes
+    from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
     from limeguard.verifier.service import VerifierService
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
-    return make_routes(cast("VerifierService", None), Watch(lambda: None, bytes)), RULES, described.OPERATIONS
+    return (
+        make_routes(cast("VerifierService", None), Watch(lambda: None, cast("Figures", None))),
+        RULES,
+        described.OPERATIONS,
+    )
 
 
 def _registrar() -> Tables:

@@ -17,6 +17,7 @@ from limeguard.appraisal.verdict import Condition
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import LATENESS, Fleet
 from limeguard.verifier.notices import Dispatcher
+from limeguard.verifier.ownership import Ownership
 from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
 from limeguard.web.pinned import PinnedHttp
@@ -27,8 +28,11 @@ _PREFIX: Final = "limeguard_verifier"
 class Metrics(Collector):
     """The figures of one worker."""
 
-    def __init__(self, engine: Engine, writer: Writer, http: PinnedHttp, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, engine: Engine, writer: Writer, http: PinnedHttp, dispatcher: Dispatcher, ownership: Ownership
+    ) -> None:
         """Read from these parts."""
+        self._ownership = ownership
         self._engine, self._writer, self._http, self._dispatcher = engine, writer, http, dispatcher
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -42,6 +46,7 @@ class Metrics(Collector):
         """Yield every figure."""
         yield from self._of_fleet(self._engine.fleet)
         yield from self._of_writer(self._writer)
+        yield from self._of_leases(self._ownership)
         yield _gauge("jobs_running", "Requests to agents that are being done.", self._engine.running_jobs)
         yield _gauge("connections_idle", "Connections to agents that wait for their next request.", self._http.idle)
         yield _counter("notices", "Notices that arrived.", self._dispatcher.delivered)
@@ -77,6 +82,21 @@ class Metrics(Collector):
         yield _counter("written_states", "States of nodes that were written.", counters.written)
         yield _counter("refused_states", "States whose row somebody else had changed.", counters.refused)
         yield _counter("failed_transactions", "Transactions that the database did not take.", counters.failures)
+
+    def _of_leases(self, ownership: Ownership) -> Iterator[Metric]:
+        counters = ownership.counters
+        yield _gauge("partitions", "Partitions whose nodes this worker supervises.", ownership.partitions)
+        yield _gauge("workers", "Workers of this verifier that live, on all machines.", ownership.live)
+        yield _gauge("leases_valid", "Whether the leases of this worker count: 1, or 0.", int(ownership.open))
+        yield _counter("leases_taken", "Leases that were taken.", counters.taken)
+        yield _counter("leases_released", "Leases that were given back.", counters.released)
+        yield _counter("leases_lost", "Leases that others took from this worker.", counters.lost)
+        yield _counter("lease_renewals", "Signs of life that the database took.", counters.beats)
+        yield _counter(
+            "lease_renewal_seconds", "Seconds that those took: the latency of the database.", counters.beat_seconds
+        )
+        yield _counter("failed_lease_renewals", "Signs of life that the database did not take.", counters.failed_beats)
+        yield _counter("changes_heard", "Changes of nodes by others that this worker went by.", counters.changes)
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

@@ -5,14 +5,14 @@ Delivery is at least once: a row goes when its notice has arrived. Nothing here 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
-from limeguard.clients.agent import AgentClient, AgentRefused
+from limeguard.clients.agent import AgentAddress, AgentClient, AgentRefused
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.notices import Notice, Waiting
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.fleet import Node
 from limeguard.web.client import HttpClient, Unreachable
 from limeguard.wire import agent_v2
 from limeguard.wire.notice import NoticeKeyError, transport
@@ -83,20 +83,32 @@ class Webhook:
             raise NotDelivered(f"The webhook answered {answer.status}")
 
 
+@dataclass(frozen=True, slots=True)
+class Addressee:
+    """An agent that may be told: its node, where it is, and the version of its API."""
+
+    agent_id: str
+    address: AgentAddress
+    version: str
+
+
 class Agents:
     """Tells the agents of all other nodes, each once: a node that is away now hears of it no more."""
 
-    def __init__(self, agents: AgentClient, fleet: Callable[[], Iterable[Node]]) -> None:
+    def __init__(self, agents: AgentClient, fleet: Callable[[], Awaitable[Iterable[Addressee]]]) -> None:
         """Tell those whom `fleet` returns."""
         self._agents, self._fleet = agents, fleet
 
     async def send(self, notice: Notice, body: bytes) -> None:
         """Deliver to whom can be reached within a minute."""
-        others = iter([node for node in self._fleet() if node.agent_id != notice.agent_id])
+        try:
+            others = iter([one for one in await self._fleet() if one.agent_id != notice.agent_id])
+        except StoreUnavailable as problem:
+            raise NotDelivered(f"it is not known whom to tell: {clean(problem)}") from None
 
         async def tell() -> None:
-            for node in others:
-                await self._tell(node, body)
+            for one in others:
+                await self._tell(one, body)
 
         try:
             async with asyncio.timeout(FAN_OUT_SECONDS), asyncio.TaskGroup() as group:
@@ -105,11 +117,11 @@ class Agents:
         except TimeoutError:
             log.warning("Not all agents could be told of %s in time", clean(notice.agent_id))
 
-    async def _tell(self, node: Node, body: bytes) -> None:
+    async def _tell(self, one: Addressee, body: bytes) -> None:
         try:
-            await self._agents.notify(node.address, node.state.supported_version, body)
+            await self._agents.notify(one.address, one.version, body)
         except (Unreachable, AgentRefused, agent_v2.BadAnswer) as problem:
-            log.warning("Agent %s was not told of a revocation: %s", clean(node.agent_id), clean(problem))
+            log.warning("Agent %s was not told of a revocation: %s", clean(one.agent_id), clean(problem))
 
 
 class Dispatcher:

@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import json
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -163,6 +163,8 @@ class PolicyShelf:
         """Keep what `rows` hold; accept what `signers` demand."""
         self._rows = rows
         self.signers = signers or Signers()
+        self.changed: Callable[[str], object] = lambda _name: None
+        """Hears the name of each policy that somebody else has replaced."""
         self._checksums: dict[str, str] = {}
         self._compiled: dict[str, RuntimePolicy] = {}
 
@@ -232,6 +234,7 @@ class PolicyShelf:
         stored = await self._rows.checksums()
         for name in [name for name, checksum in self._checksums.items() if stored.get(name, checksum) != checksum]:
             await self._load(name)
+            self.changed(name)
 
     async def _load(self, name: str) -> None:
         row = await self._rows.get(name)
