@@ -75,6 +75,15 @@ async def test_the_leases_of_the_dead_are_taken_with_a_new_epoch(database: Datab
     assert again.live == 2
 
 
+async def test_after_an_outage_others_are_given_time(database: Database) -> None:
+    one, two = leases_of(database, "one"), leases_of(database, "two")
+    first = await one.beat({}, alive)
+    await expire(database, "one")
+    assert (await two.beat({}, alive, patient=True)).held == {}
+    assert (await one.beat(first.held, alive, patient=True)).held == first.held
+    assert (await two.beat({}, alive, patient=True)).live == 2
+
+
 async def test_a_process_that_is_known_to_be_dead_is_not_waited_for(database: Database) -> None:
     one = Leases(database, "default", Worker("one", "here", 4711), SECONDS)
     two = leases_of(database, "two")

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from limeguard.store.database import Database, uncancelled
 from limeguard.store.schema_verifier import changes, leases, runtime_policies, workers
+from limeguard.telemetry import clean, get_logger
+
+log = get_logger("keylime.verifier")
 
 CHANNEL: Final = "limeguard"
 """Where PostgreSQL calls those who listen; the message is the verifier id."""
@@ -115,8 +117,8 @@ class Ear:
         while True:
             try:
                 await self._listen()
-            except (SQLAlchemyError, OSError):
-                pass
+            except Exception as problem:  # noqa: BLE001 - the driver's own kinds among them; who is not called looks
+                log.debug("Calls of the database cannot be listened for: %s", clean(problem))
             finally:
                 self.listening = False
             await asyncio.sleep(LISTEN_PAUSE)

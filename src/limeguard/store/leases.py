@@ -51,18 +51,21 @@ class Leases:
         self._seen: tuple[str, ...] = ()
 
     @uncancelled
-    async def beat(self, held: Mapping[int, int], gone: Gone, *, crew: int = 1, leaving: bool = False) -> Standing:
+    async def beat(
+        self, held: Mapping[int, int], gone: Gone, *, crew: int = 1, leaving: bool = False, patient: bool = False
+    ) -> Standing:
         """Say that this worker lives, free what dead ones held, take what is missing to a fair share.
 
         `held` is what was held at the last beat. `crew` workers are expected at least: a fair share counts them, so
         that the first of several to start does not take all. One that is `leaving` takes nothing and is not counted.
+        A `patient` one frees nothing because of time alone: the database was away, for others too.
         """
         async with self._database.transaction() as connection:
             known = await self._renew(connection, leaving=leaving)
             if leaving:
                 found = await self._held(connection)
                 return Standing(found, 1, len(found))
-            live = await self._bury(connection, gone)
+            live = await self._bury(connection, gone, patient=patient)
             share = fair_share(self.worker.id, live, crew)
             if known and live == self._seen and len(held) == share:
                 return Standing(held, len(live), share)
@@ -106,7 +109,7 @@ class Leases:
         await connection.execute(workers.insert().values(row))
         return False
 
-    async def _bury(self, connection: AsyncConnection, gone: Gone) -> tuple[str, ...]:
+    async def _bury(self, connection: AsyncConnection, gone: Gone, *, patient: bool) -> tuple[str, ...]:
         """Free the leases of workers whose time has passed or whose process is dead; return the ids of the others."""
         clock = self._database.clock()
         table = workers.c
@@ -119,7 +122,7 @@ class Leases:
                 live.append(row.id)
                 continue
             dead = gone(row.place, row.pid)
-            if not (dead or row.expired):
+            if not dead and (patient or not row.expired):
                 if not row.leaving:
                     live.append(row.id)
                 continue

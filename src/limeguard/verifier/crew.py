@@ -33,7 +33,8 @@ KILL_SECONDS: Final = 15.0
 BIND_SECONDS: Final = 2.0
 LOOK_SECONDS: Final = 0.2
 PR_SET_PDEATHSIG: Final = 1
-SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+SIGNALS: Final = ENDING | {signal.SIGCHLD}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,8 @@ class Crew:
                 if not place.pid and now >= place.start_at:
                     self._start(place, Member(number, count, folder, port, lambda n=number: self._note_ready(n)))  # type: ignore[misc]
             caught = signal.sigtimedwait(SIGNALS, LOOK_SECONDS)
-            if caught is not None and caught.si_signo != signal.SIGCHLD:
+            # A process that was stopped and goes on is given a signal 0, which is none.
+            if caught is not None and caught.si_signo in ENDING:
                 log.info("Received %s, shutting down", signal.Signals(caught.si_signo).name)
                 return self._end()
             if not self._bury():

@@ -60,7 +60,14 @@ class LeaseTable(Protocol):
     """What is needed of `store.leases`."""
 
     async def beat(
-        self, held: Mapping[int, int], gone: Callable[[str, int], bool], /, *, crew: int = 1, leaving: bool = False
+        self,
+        held: Mapping[int, int],
+        gone: Callable[[str, int], bool],
+        /,
+        *,
+        crew: int = 1,
+        leaving: bool = False,
+        patient: bool = False,
     ) -> Standing:
         """Say that we live; take what is missing to our share."""
         ...
@@ -186,6 +193,7 @@ class Ownership:
         self._started = clock()
         self._valid_until = float("-inf")
         self._failed_at = float("-inf")
+        self._patient_until = float("-inf")
         self._beat_due = clock()
         self._look_due = clock()
         self._reconcile_due = clock() + RECONCILE_SECONDS
@@ -331,18 +339,23 @@ class Ownership:
         try:
             async with asyncio.timeout(self._timing.lease / 2):
                 known = {} if self._doubt else self._held
-                standing = await self._leases.beat(known, process_gone, crew=crew, leaving=self._leaving)
+                standing = await self._leases.beat(
+                    known, process_gone, crew=crew, leaving=self._leaving, patient=began < self._patient_until
+                )
         except (StoreUnavailable, Conflict, TimeoutError) as problem:
             self.counters.failed_beats += 1
             if self._failed_at == float("-inf"):
                 log.error("Leases cannot be renewed, rounds go on meanwhile: %s", clean(problem) or "no answer")  # noqa: TRY400
             self._failed_at = self._clock()
+            # When the database is back, others are given the time to say that they live.
+            self._patient_until = float("inf")
             self._beat_due = min(self._beat_due, self._failed_at + RETRY_SECONDS)
             return
         self.counters.beats += 1
         self.counters.beat_seconds += self._clock() - began
         if self._failed_at != float("-inf"):
             log.info("Leases are renewed again")
+            self._patient_until = self._clock() + self._timing.lease
         was_open = self.open
         self._doubt = False
         self._settle(standing, began)
