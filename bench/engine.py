@@ -48,7 +48,7 @@ class Nowhere:
         """Take everything."""
         return frozenset()
 
-    async def delete(self, _agent_id: str) -> bool:
+    async def delete(self, _agent_id: str, _epoch: int | None = None) -> bool:
         """Delete nothing."""
         return True
 

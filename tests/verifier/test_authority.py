@@ -11,7 +11,7 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.onetime import OneTime
-from limeguard.verifier.routes import RULES, Watch, make_routes
+from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
 from limeguard.verifier.service import VerifierService
 from limeguard.web.app import App, Incoming, Route
 from limeguard.web.auth import Authorizer, Rule
@@ -28,7 +28,7 @@ async def nothing() -> None:
 
 
 # Paths and actions are read from the table; no handler is called.
-TABLE = make_routes(cast("VerifierService", None), cast("OneTime", None), Watch(nothing, bytes))
+TABLE = make_routes(cast("VerifierService", None), cast("OneTime", None), Watch(nothing, cast("Figures", None)))
 
 
 def path_of(route: Route) -> str:

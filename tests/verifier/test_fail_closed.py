@@ -119,7 +119,7 @@ class Store:
             self.row = replace(record, version=record.version + 1)
         return frozenset()
 
-    async def delete(self, _agent_id: str) -> bool:
+    async def delete(self, _agent_id: str, _epoch: int | None = None) -> bool:
         return True
 
 

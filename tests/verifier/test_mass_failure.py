@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,16 @@ from limeguard.simulator.run import Plan, Simulation
 from limeguard.simulator.scenario import Happening
 from limeguard.store.notices import Notice
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.notices import BATCH, FAN_OUT, Agents, Bounds, NotDelivered, pace_for
+from limeguard.verifier.notices import (
+    BATCH,
+    FAN_OUT,
+    Addressee,
+    Agents,
+    Bounds,
+    NotDelivered,
+    addressees,
+    pace_for,
+)
 from limeguard.web.client import Unreachable
 from limeguard.web.tls import server_context
 
@@ -54,6 +64,13 @@ def fleet(count: int) -> list[Node]:
     return nodes
 
 
+def everybody(nodes: list[Node]) -> Callable[[], Awaitable[list[Addressee]]]:
+    async def found() -> list[Addressee]:
+        return addressees(nodes)
+
+    return found
+
+
 async def send_all(agents: Agents, names: list[str]) -> None:
     await asyncio.gather(*(agents.send(Notice("agent", name, "{}"), name.encode()) for name in names))
 
@@ -61,7 +78,7 @@ async def send_all(agents: Agents, names: list[str]) -> None:
 async def test_each_node_hears_of_all_others_once() -> None:
     told, nodes = Told(slow=0.001), fleet(100)
     failed = [f"n{number}" for number in range(10)]
-    await send_all(Agents(told, lambda: nodes, pace=1e6), failed)  # type: ignore[arg-type]
+    await send_all(Agents(told, everybody(nodes), pace=1e6), failed)  # type: ignore[arg-type]
     wanted = {(node.agent_id, name.encode()) for node in nodes for name in failed if node.agent_id != name}
     assert Counter(told.messages) == Counter(wanted)
     assert told.most_at_once <= FAN_OUT
@@ -70,14 +87,14 @@ async def test_each_node_hears_of_all_others_once() -> None:
 async def test_messages_go_out_at_a_pace_whatever_fails() -> None:
     told, nodes = Told(), fleet(20)
     began = time.monotonic()
-    await send_all(Agents(told, lambda: nodes, pace=400), [f"n{number}" for number in range(10)])  # type: ignore[arg-type]
+    await send_all(Agents(told, everybody(nodes), pace=400), [f"n{number}" for number in range(10)])  # type: ignore[arg-type]
     assert len(told.messages) == 10 * 19
     assert time.monotonic() - began >= 190 / 400 - 0.1
 
 
 async def test_an_agent_that_is_away_costs_one_try_and_none_once_that_is_known() -> None:
     told, nodes = Told(away="n3"), fleet(5)
-    agents = Agents(told, lambda: nodes, pace=1e6)  # type: ignore[arg-type]
+    agents = Agents(told, everybody(nodes), pace=1e6)  # type: ignore[arg-type]
     await send_all(agents, ["n0", "n1", "n2"])
     assert (told.tries["n3"], told.tries["n4"]) == (1, 3)
     nodes[3].become(replace(nodes[3].state, reachability="unreachable"), 0.0)
@@ -91,7 +108,7 @@ async def test_when_telling_all_fails_nobody_counts_as_told() -> None:
             raise RuntimeError("a fault of ours")
 
     nodes = fleet(3)
-    agents = Agents(Odd(), lambda: nodes, pace=1e6)  # type: ignore[arg-type]
+    agents = Agents(Odd(), everybody(nodes), pace=1e6)  # type: ignore[arg-type]
     tries = [agents.send(Notice("agent", name, "{}"), b"") for name in ("n0", "n1", "n2")]
     outcomes = await asyncio.gather(*tries, return_exceptions=True)
     assert all(isinstance(one, Exception) for one in outcomes)
@@ -101,9 +118,9 @@ async def test_when_telling_all_fails_nobody_counts_as_told() -> None:
 @pytest.mark.parametrize(
     ("nodes", "bounds"), [(10, Bounds(BATCH, 120.0)), (2_000, Bounds(15, 180.0)), (100_000, Bounds(1, 600.0))]
 )
-def test_what_is_claimed_can_be_told_before_the_claim_ends(nodes: int, bounds: Bounds) -> None:
+async def test_what_is_claimed_can_be_told_before_the_claim_ends(nodes: int, bounds: Bounds) -> None:
     one = make_node("n")
-    assert Agents(Told(), lambda: [one] * nodes, pace=500).bounds() == bounds  # type: ignore[arg-type]
+    assert await Agents(Told(), everybody([one] * nodes), pace=500).bounds() == bounds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -96,11 +96,11 @@ Tables = tuple[Sequence[Route], Mapping[str, Rule], Mapping[tuple[str, str], Ope
 def _verifier() -> Tables:
     from limeguard.verifier import api as described
     from limeguard.verifier.onetime import OneTime
-    from limeguard.verifier.routes import RULES, Watch, make_routes
+    from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
     from limeguard.verifier.service import VerifierService
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
-    watch = Watch(_no_problem, bytes)
+    watch = Watch(_no_problem, cast("Figures", None))
     return make_routes(cast("VerifierService", None), cast("OneTime", None), watch), RULES, described.OPERATIONS
 
 

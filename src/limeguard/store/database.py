@@ -5,14 +5,15 @@ uniqueness rule spoke); everything else is a bug of ours and passes through.
 """
 
 import asyncio
+import functools
 import os
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import alembic.command
 import alembic.config
@@ -172,6 +173,14 @@ class Database:
         finally:
             _ONE_MIGRATION.release()
 
+    def clock(self) -> sa.ColumnElement[float]:
+        """Return the seconds since 1970 as an expression: by the database's clock where several hosts may ask."""
+        if self.dialect == "sqlite":
+            return sa.literal(time.time(), sa.Double)
+        if self.dialect == "postgresql":
+            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+        return sa.cast(sa.func.unix_timestamp(sa.func.now(6)), sa.Double)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
@@ -220,6 +229,36 @@ def _words(error: BaseException) -> str:
     """Return the first line of what the driver or the server said; statements and parameters are not in it."""
     origin = getattr(error, "orig", None) or error
     return str(origin.__cause__ or origin).partition("\n")[0] or type(error).__name__
+
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def uncancelled(
+    method: Callable[Arguments, Coroutine[Any, Any, Answer]],
+) -> Callable[Arguments, Coroutine[Any, Any, Answer]]:
+    """Have a transaction end by itself when its caller is cancelled.
+
+    One that is broken off in the middle may keep SQLite's one write lock for as long as this process lives.
+    """
+
+    @functools.wraps(method)
+    async def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        task = asyncio.ensure_future(method(*arguments, **named))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_looked_at)
+            raise
+
+    return run
+
+
+def _looked_at(task: "asyncio.Future[Any]") -> None:
+    """Take note of how a task ended that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _faults:  # noqa: N801 - reads as a statement

@@ -1,7 +1,7 @@
 """The outbox: notices that are to be delivered, as rows that were committed with the change of trust they tell of."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 import sqlalchemy as sa
@@ -49,8 +49,9 @@ async def insert_notices(connection: AsyncConnection, verifier_id: str, batch: S
 class Outbox:
     """The notices of one verifier. Every method may raise StoreUnavailable."""
 
-    def __init__(self, database: Database, verifier_id: str) -> None:
-        """Work on the rows of `verifier_id`."""
+    def __init__(self, database: Database, verifier_id: str, channels: Collection[str] | None = None) -> None:
+        """Work on the rows of `verifier_id`, or on those for `channels` alone."""
+        self._channels = channels
         self._database = database
         self._verifier_id = verifier_id
 
@@ -69,6 +70,8 @@ class Outbox:
             .order_by(table.id)
             .limit(limit)
         )
+        if self._channels is not None:
+            query = query.where(table.channel.in_(sorted(self._channels)))
         async with self._database.reading() as connection:
             if (await connection.execute(query.limit(1))).first() is None:
                 return []

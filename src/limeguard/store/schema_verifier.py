@@ -101,3 +101,38 @@ notices = sa.Table(
     sa.Column("next_at", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
 )
+
+workers = sa.Table(
+    "limeguard_workers",
+    metadata,
+    # One process that supervises, until it leaves or the database's clock passes `expires_at`.
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False, index=True),
+    # Machine and process, so that a death is seen at once by those who live beside it.
+    sa.Column("place", sa.String(100), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    # One that hands its nodes over is not counted when shares are.
+    sa.Column("leaving", sa.Boolean, nullable=False),
+)
+
+leases = sa.Table(
+    "limeguard_leases",
+    metadata,
+    sa.Column("verifier_id", sa.String(100), primary_key=True),
+    sa.Column("partition", sa.SmallInteger, primary_key=True, autoincrement=False),
+    # Grows with each owner: a write under an older one is refused.
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.String(36), index=True),
+)
+
+changes = sa.Table(
+    "limeguard_changes",
+    metadata,
+    # Nodes that somebody else than their owner has changed; the owner removes a line when it goes by the change.
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False),
+    sa.Column("partition", sa.SmallInteger, nullable=False),
+    sa.Column("agent_id", sa.String(80), nullable=False),
+    sa.Index("ix_limeguard_changes_partition", "verifier_id", "partition"),
+)

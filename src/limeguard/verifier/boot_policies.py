@@ -15,8 +15,8 @@ from limeguard.store.boot_policies import StoredBootPolicy
 from limeguard.verifier.shelf import PolicyRows, Shelf
 from limeguard.wire.envelope import BadRequest
 
-NOTHING_ASKED: Final = "{}"
-"""What a policy says that was stored as null: nothing is asked of the boot."""
+NOTHING_ASKED: Final = "{ }"
+"""What a policy says that was stored as null: nothing is asked of the boot. With a blank, unlike what people write."""
 SHOWN_PROBLEMS: Final = 20
 
 

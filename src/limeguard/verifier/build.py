@@ -5,29 +5,45 @@ import contextlib
 import os
 import signal
 import ssl
-from collections.abc import Callable
+import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from limeguard.appraisal.appraise import appraise
-from limeguard.clients.agent import AgentClient
+from limeguard.clients.agent import AgentAddress, AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
 from limeguard.store.boot_policies import BootPolicies
-from limeguard.store.database import Database, Pulse
-from limeguard.store.nodes import COMPONENT, Nodes
+from limeguard.store.changes import Changes, Ear
+from limeguard.store.database import Database, Pulse, StoreUnavailable
+from limeguard.store.leases import Leases, Worker
+from limeguard.store.nodes import COMPONENT, Nodes, partition_of
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
 from limeguard.verifier.boot_policies import BootPolicyShelf
+from limeguard.verifier.crew import Member
 from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
+from limeguard.verifier.figures import Siblings
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
-from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
+from limeguard.verifier.notices import (
+    AGENT,
+    WEBHOOK,
+    ZEROMQ,
+    Addressee,
+    Agents,
+    Channel,
+    Dispatcher,
+    Webhook,
+    addressees,
+)
 from limeguard.verifier.onetime import OneTime
+from limeguard.verifier.ownership import Ownership, Timing, place
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
@@ -39,7 +55,7 @@ from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.beat import Beat
-from limeguard.web.client import HttpClient
+from limeguard.web.client import HttpClient, Pin
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
@@ -59,6 +75,8 @@ MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
+ADDRESSES_SECONDS: Final = 5.0
+"""How long a list of all agents serves: a thousand notices at once need it once."""
 
 
 def make_rules(settings: VerifierSettings) -> Rules:
@@ -128,8 +146,19 @@ class Verifier:
         server: ssl.SSLContext,
         agents: ssl.SSLContext,
         servers: ssl.SSLContext | None = None,
+        *,
+        member: Member | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        """Prepare; nothing is opened yet. `agents` is the one context for all agents, `servers` that for webhooks."""
+        """Prepare; nothing is opened yet. `agents` is the one context for all agents, `servers` that for webhooks.
+
+        `member` says which of several workers this is.
+        """
+        self._member = member or Member()
+        self._timing = timing or Timing()
+        self._addresses: tuple[float, list[Addressee]] | None = None
+        self._siblings: Siblings | None = None
+        self._ownership: Ownership | None = None
         self._servers_context = servers
         self._settings = settings
         self._agents_context = agents
@@ -137,7 +166,8 @@ class Verifier:
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
         self._pulse = Pulse(self._database)
-        self._rows = Nodes(self._database, settings.uuid)
+        self._worker = Worker(str(uuid.uuid4()), place(), os.getpid())
+        self._rows = Nodes(self._database, settings.uuid, worker=self._worker.id)
         self._tasks: list[asyncio.Task[None]] = []
         self._http: PinnedHttp | None = None
         self._webhook: HttpClient | None = None
@@ -154,8 +184,18 @@ class Verifier:
     async def start(self) -> None:
         """Open the database, take up the stored nodes, listen, supervise. Raises OSError, StoreUnavailable."""
         settings = self._settings
-        if settings.auto_migrate_db:
+        if settings.auto_migrate_db and self._member.of == 1:
             await self._database.migrate(COMPONENT)
+        changes = Changes(self._database, settings.uuid, self._worker.id)
+        ownership = self._ownership = Ownership(
+            Leases(self._database, settings.uuid, self._worker, self._timing.lease),
+            changes,
+            crew=self._member.of,
+            timing=self._timing,
+            opened=self._opened,
+        )
+        ear = Ear(self._database, settings.uuid, ownership.call)
+        ownership.listening = lambda: ear.listening
         beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
         self._http = PinnedHttp(
             self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
@@ -170,7 +210,10 @@ class Verifier:
         agents = parts.agents
         channels = self._channels(agents)
         self._dispatcher = Dispatcher(
-            Outbox(self._database, settings.uuid), channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE)
+            # One worker takes what is left over: what is for channels that are not enabled any more.
+            Outbox(self._database, settings.uuid, None if self._member.number == 0 else channels),
+            channels,
+            pause=max(settings.retry_interval, MIN_NOTICE_PAUSE),
         )
         self.writer = Writer(
             parts.rounds,
@@ -196,8 +239,9 @@ class Verifier:
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
             Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
-            channels=tuple(channels),
+            channels=self._told(),
             beat=beat,
+            may_start=lambda: ownership.open,
         )
         site = Site(
             verifier_id=settings.uuid,
@@ -205,33 +249,87 @@ class Verifier:
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
         )
-        self._service = VerifierService(self._rows, self.engine, site, shelf, boot_shelf)
-        await self._service.take_up()
-        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents)
+        self._service = VerifierService(
+            self._rows, self.engine, site, shelf, boot_shelf, ownership, changes, self.writer.flush
+        )
+        # Written and told from here on: what is taken up may have something to say at once.
+        self._tasks = [asyncio.create_task(self.writer.run())]
+        await ownership.begin(self._service)
+        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents, ownership)
+        figures = await self._figures(metrics)
         onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
-        app = make_app(self._service, onetime, Watch(self._not_ready, metrics.text), settings.max_upload_size)
-        self._listener = Listener(app, settings.ip, settings.port, self._server_context)
+        app = make_app(self._service, onetime, Watch(self._not_ready, figures), settings.max_upload_size)
+        several = self._member.of > 1
+        port = self._member.port or settings.port
+        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=several)
         await self._listener.start()
-        running = (self.writer, self.engine, shelf, boot_shelf, self._dispatcher)
-        self._tasks = [asyncio.create_task(part.run()) for part in running]
-        log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+        running = (self.engine, shelf, boot_shelf, self._dispatcher, ownership, ear)
+        self._tasks += [asyncio.create_task(part.run()) for part in running]
+        if not several:
+            log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+        self._member.ready()
+
+    async def _figures(self, metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
+        """Return what answers for the metrics: of this process alone, or of all of its crew."""
+        if self._member.folder is not None:
+            self._siblings = Siblings(self._member.folder, self._member.number, self._member.of, metrics.text)
+            await self._siblings.start()
+            return self._siblings.text
+
+        async def own() -> bytes:
+            return metrics.text()
+
+        return own
+
+    def _opened(self) -> None:
+        if self.engine is not None:
+            self.engine.wake()
+
+    def _told(self) -> tuple[str, ...]:
+        """Return the channels for which notices are written, whoever of the crew sends them."""
+        wanted = self._settings.enabled_revocation_notifications
+        every = (AGENT, *((WEBHOOK,) if self._settings.webhook_url else ()), ZEROMQ)
+        return tuple(channel for channel in every if channel in wanted)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""
         settings, wanted = self._settings, self._settings.enabled_revocation_notifications
         channels: dict[str, Channel] = {}
         if AGENT in wanted:
-            fleet = lambda: self.engine.fleet if self.engine is not None else ()  # noqa: E731
-            channels[AGENT] = Agents(agents, fleet, interval=settings.quote_interval)
+            channels[AGENT] = Agents(agents, self._everybody, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
             )
             channels[WEBHOOK] = Webhook(self._webhook, settings.webhook_url)
-        if ZEROMQ in wanted:
+        if ZEROMQ in wanted and self._member.number == 0:  # a port has room for one
             self._publisher = Publisher(settings.zmq_ip, settings.zmq_port)
             channels[ZEROMQ] = self._publisher
         return channels
+
+    async def _everybody(self) -> list[Addressee]:
+        """Return the agents of all nodes, of other workers too, but those that are known to be away."""
+        if self.engine is None or self._ownership is None:
+            return []
+        if self._ownership.alone:
+            return addressees(self.engine.fleet)
+        now = asyncio.get_running_loop().time()
+        if self._addresses is None or self._addresses[0] < now - ADDRESSES_SECONDS:
+            rows = await self._rows.addresses()
+            found = [
+                Addressee(
+                    row.agent_id,
+                    AgentAddress(
+                        row.ip or "",
+                        row.port or 0,
+                        None if row.certificate_sha256 is None else Pin(row.certificate_sha256),
+                    ),
+                    row.version,
+                )
+                for row in rows
+            ]
+            self._addresses = (now, found)
+        return self._addresses[1]
 
     async def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
@@ -239,6 +337,8 @@ class Verifier:
             return "the verifier is stopping"
         if (self.writer is not None and self.writer.failing) or not await self._pulse.beats():
             return "the database cannot be used now"
+        if self._ownership is not None and not self._ownership.open:
+            return "the leases of this worker are not renewed"
         return None
 
     def _changed_elsewhere(self, node: Node) -> None:
@@ -248,18 +348,32 @@ class Verifier:
         """Wait until one of the tasks that must run for ever has ended: a fault of ours."""
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
+    async def _hand_over(self) -> None:
+        """Give back nodes with which nothing runs, while the last rounds with others end."""
+        if self._ownership is None or self.engine is None or len(self._tasks) < 2:
+            return
+        await asyncio.sleep(0)  # the engine drains from now on
+        busy = {partition_of(node.agent_id) for node in self.engine.fleet if node.busy}
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                await self._ownership.hand_over(lambda partition: partition not in busy)
+
     async def stop(self) -> None:
         """Take no more requests, let running rounds end, write what they learned, close everything."""
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
-        await asyncio.gather(*closing, *draining)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*draining, *closing, self._hand_over())
         if self.writer is not None and self.writer.backlog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                     await self.writer.flush()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ownership is not None:
+            await self._ownership.leave()
+        if self._siblings is not None:
+            await self._siblings.stop()
         for client in (self._http, self._webhook):
             if client is not None:
                 await client.close()
@@ -268,8 +382,21 @@ class Verifier:
         await self._database.close()
 
 
+async def migrate(settings: VerifierSettings) -> None:
+    """Bring the tables up to date, before several workers need them. Raises StoreUnavailable."""
+    database = Database(settings.database)
+    try:
+        await database.migrate(COMPONENT)
+    finally:
+        await database.close()
+
+
 async def run_verifier(
-    settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext, servers: ssl.SSLContext | None = None
+    settings: VerifierSettings,
+    server: ssl.SSLContext,
+    agents: ssl.SSLContext,
+    servers: ssl.SSLContext | None = None,
+    member: Member | None = None,
 ) -> int:
     """Run until a signal asks for the end; return the exit status."""
     loop = asyncio.get_running_loop()
@@ -284,7 +411,7 @@ async def run_verifier(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    verifier = Verifier(settings, server, agents, servers)
+    verifier = Verifier(settings, server, agents, servers, member=member)
     try:
         await verifier.start()
         ended = asyncio.create_task(verifier.failed())

@@ -20,6 +20,7 @@ from limeguard.clients.agent import AgentClient
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import LATENESS, Fleet
 from limeguard.verifier.notices import Dispatcher
+from limeguard.verifier.ownership import Ownership
 from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import LATENCY, Writer
 from limeguard.web.pinned import PinnedHttp
@@ -65,6 +66,16 @@ DESCRIPTIONS: Final = (
     Description("notices", "counter", "Notices that arrived."),
     Description("failed_notices", "counter", "Tries to deliver a notice that failed."),
     Description("given_up_notices", "counter", "Notices that are not tried again."),
+    Description("partitions", "gauge", "Partitions whose nodes this worker supervises."),
+    Description("workers", "gauge", "Workers of this verifier that live, on all machines."),
+    Description("leases_valid", "gauge", "Whether the leases of this worker count: 1, or 0."),
+    Description("leases_taken", "counter", "Leases that were taken."),
+    Description("leases_released", "counter", "Leases that were given back."),
+    Description("leases_lost", "counter", "Leases that others took from this worker."),
+    Description("lease_renewals", "counter", "Signs of life that the database took."),
+    Description("lease_renewal_seconds", "counter", "Seconds that those took: the latency of the database."),
+    Description("failed_lease_renewals", "counter", "Signs of life that the database did not take."),
+    Description("changes_heard", "counter", "Changes of nodes by others that this worker went by."),
 )
 _BY_NAME: Final[Mapping[str, Description]] = {one.name: one for one in DESCRIPTIONS}
 
@@ -73,9 +84,16 @@ class Metrics(Collector):
     """The figures of one worker."""
 
     def __init__(
-        self, engine: Engine, writer: Writer, http: PinnedHttp, dispatcher: Dispatcher, agents: AgentClient
+        self,
+        engine: Engine,
+        writer: Writer,
+        http: PinnedHttp,
+        dispatcher: Dispatcher,
+        agents: AgentClient,
+        ownership: Ownership,
     ) -> None:
         """Read from these parts."""
+        self._ownership = ownership
         self._engine, self._writer, self._http, self._dispatcher = engine, writer, http, dispatcher
         self._agents = agents
         self._registry = CollectorRegistry(auto_describe=False)
@@ -90,6 +108,7 @@ class Metrics(Collector):
         """Yield every figure."""
         yield from self._of_fleet(self._engine.fleet)
         yield from self._of_writer(self._writer)
+        yield from self._of_leases(self._ownership)
         yield _gauge("jobs_running", self._engine.running_jobs)
         yield _gauge("connections_idle", self._http.idle)
         yield _counter("answer_bytes", self._agents.answer_bytes)
@@ -119,6 +138,19 @@ class Metrics(Collector):
         yield _counter("written_states", counters.written)
         yield _counter("refused_states", counters.refused)
         yield _counter("failed_transactions", counters.failures)
+
+    def _of_leases(self, ownership: Ownership) -> Iterator[Metric]:
+        counters = ownership.counters
+        yield _gauge("partitions", ownership.partitions)
+        yield _gauge("workers", ownership.live)
+        yield _gauge("leases_valid", int(ownership.open))
+        yield _counter("leases_taken", counters.taken)
+        yield _counter("leases_released", counters.released)
+        yield _counter("leases_lost", counters.lost)
+        yield _counter("lease_renewals", counters.beats)
+        yield _counter("lease_renewal_seconds", counters.beat_seconds)
+        yield _counter("failed_lease_renewals", counters.failed_beats)
+        yield _counter("changes_heard", counters.changes)
 
 
 def _counter(name: str, value: float) -> Metric:

@@ -5,12 +5,12 @@ Delivery is at least once: a row goes when its notice has arrived. Nothing here 
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from limeguard.appraisal.verdict import Reachability
-from limeguard.clients.agent import AgentClient, AgentRefused
+from limeguard.clients.agent import AgentAddress, AgentClient, AgentRefused
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.notices import Notice, Waiting
 from limeguard.telemetry import clean, get_logger
@@ -71,7 +71,7 @@ class Channel(Protocol):
         """Deliver. Raises NotDelivered."""
         ...
 
-    def bounds(self) -> Bounds:
+    async def bounds(self) -> Bounds:
         """Return how much is to be sent at a time now."""
         return Bounds()
 
@@ -116,6 +116,24 @@ class Webhook(Channel):
             raise NotDelivered(f"The webhook answered {answer.status}")
 
 
+@dataclass(frozen=True, slots=True)
+class Addressee:
+    """An agent that may be told: its node, where it is, and the version of its API."""
+
+    agent_id: str
+    address: AgentAddress
+    version: str
+
+
+def addressees(nodes: Iterable[Node]) -> list[Addressee]:
+    """Return the agents of nodes that are not known to be away."""
+    return [
+        Addressee(node.agent_id, node.address, node.state.supported_version)
+        for node in nodes
+        if node.state.reachability != Reachability.UNREACHABLE
+    ]
+
+
 @dataclass(slots=True, eq=False)
 class _Gathered:
     """A notice that waits to go out with others."""
@@ -135,7 +153,7 @@ class Agents(Channel):
     def __init__(
         self,
         agents: AgentClient,
-        fleet: Callable[[], Iterable[Node]],
+        fleet: Callable[[], Awaitable[Sequence[Addressee]]],
         *,
         interval: float = 0.0,
         pace: float | None = None,
@@ -147,9 +165,9 @@ class Agents(Channel):
         self._lock = asyncio.Lock()
         self._free_at = 0.0
 
-    def bounds(self) -> Bounds:
-        """Return as many notices as all agents can be told of in a minute."""
-        fleet = max(sum(1 for _ in self._fleet()), 1)
+    async def bounds(self) -> Bounds:
+        """Return as many notices as all agents can be told of in a minute. Raises StoreUnavailable."""
+        fleet = max(len(await self._fleet()), 1)
         self._pace = self._fixed_pace or pace_for(fleet, self._interval)
         notices = max(1, min(BATCH, int(self._pace * FAN_OUT_SECONDS / fleet)))
         return Bounds(notices, max(CLAIM_SECONDS, 3 * notices * fleet / self._pace))
@@ -169,12 +187,15 @@ class Agents(Channel):
             raise NotDelivered("the attempt was given up")
 
     async def _tell_all(self, batch: list[tuple[Notice, bytes]]) -> None:
-        recipients = [node for node in self._fleet() if node.state.reachability != Reachability.UNREACHABLE]
+        try:
+            recipients = await self._fleet()
+        except StoreUnavailable as problem:
+            raise NotDelivered(f"it is not known whom to tell: {clean(problem)}") from None
         left = iter(recipients)
 
         async def tell() -> None:
-            for node in left:
-                await self._tell(node, [body for notice, body in batch if notice.agent_id != node.agent_id])
+            for one in left:
+                await self._tell(one, [body for notice, body in batch if notice.agent_id != one.agent_id])
 
         seconds = FAN_OUT_SECONDS + 2 * len(recipients) * len(batch) / self._pace
         try:
@@ -185,16 +206,16 @@ class Agents(Channel):
             about = ", ".join(clean(notice.agent_id) for notice, _ in batch[:MAX_SHOWN])
             log.warning("Not all agents could be told of %d notice(s) in time (%s)", len(batch), about)
 
-    async def _tell(self, node: Node, bodies: list[bytes]) -> None:
+    async def _tell(self, one: Addressee, bodies: list[bytes]) -> None:
         """Send one message after the other; an agent that does not take one gets no more of them."""
         try:
             for body in bodies:
                 await self._turn()
                 async with asyncio.timeout(TELL_SECONDS):
-                    await self._agents.notify(node.address, node.state.supported_version, body)
+                    await self._agents.notify(one.address, one.version, body)
         except (Unreachable, AgentRefused, agent_v2.BadAnswer, TimeoutError) as problem:
             shown = clean(problem) or f"no answer within {TELL_SECONDS:.0f} s"
-            log.warning("Agent %s was not told of a revocation: %s", clean(node.agent_id), shown)
+            log.warning("Agent %s was not told of a revocation: %s", clean(one.agent_id), shown)
 
     async def _turn(self) -> None:
         """Wait until the pace allows one more message."""
@@ -270,7 +291,7 @@ class Dispatcher:
     async def _round(self, name: str) -> bool:
         """Deliver what is due over one channel; say whether there may be more."""
         now, channel = self._now(), self._channels.get(name)
-        bounds = Bounds() if channel is None else channel.bounds()
+        bounds = Bounds() if channel is None else await channel.bounds()
         only, without = ("", tuple(self._channels)) if channel is None else (name, ())
         due = await self._box.claim(now, now + bounds.seconds, bounds.notices, only=only, without=without)
         if channel is None and now >= self._counted_at + IDLE_SECONDS:

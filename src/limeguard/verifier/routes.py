@@ -125,10 +125,14 @@ def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
     )
 
 
+Figures = Callable[[], Awaitable[bytes]]
+"""Returns the text of all metrics."""
+
+
 class Watch:
     """Handlers for those who watch the verifier itself: load balancers, and Prometheus."""
 
-    def __init__(self, problem: Callable[[], Awaitable[str | None]], figures: Callable[[], bytes]) -> None:
+    def __init__(self, problem: Callable[[], Awaitable[str | None]], figures: Figures) -> None:
         """Ask `problem` why no requests should come here, and `figures` for the text of all metrics."""
         self._problem, self._figures = problem, figures
 
@@ -139,7 +143,7 @@ class Watch:
 
     async def metrics(self, _request: Request) -> Response:
         """Return all figures."""
-        return Response(200, self._figures(), METRICS_TYPE)
+        return Response(200, await self._figures(), METRICS_TYPE)
 
 
 class _NodeHandlers:

@@ -123,6 +123,12 @@ class VerifierSettings:
         "Seconds for which a passed round counts as trust; empty means five intervals and at least 10.",
         own=True,
     )
+    num_workers: int = option(
+        integer(0), "0", "Worker processes; 0 is one for each core, but not more than `max_workers`."
+    )
+    max_workers: int = option(
+        integer(0), "16", "Worker processes at most while `num_workers` is 0; 0 is without a bound."
+    )
     work_dir: Path = WORK_DIR
 
     @property
@@ -141,6 +147,12 @@ class VerifierSettings:
             ca_files(self.work_dir, where, self.trusted_client_ca),
             ca_files(self.work_dir, where, self.trusted_server_ca),
         )
+
+    def workers(self, cores: int) -> int:
+        """Return how many processes do the work on a machine with so many cores."""
+        if self.num_workers:
+            return self.num_workers
+        return max(min(cores, self.max_workers or cores), 1)
 
     @property
     def database(self) -> str:
@@ -200,10 +212,9 @@ _MODULES = "Python modules are not loaded into the verifier: say in a measured b
 
 NOT_ACTED_ON = (
     *not_yet(
-        [("registrar_ip", ADDRESS, "127.0.0.1"), ("registrar_port", PORT, "8891"), ("num_workers", integer(0), "0")],
+        [("registrar_ip", ADDRESS, "127.0.0.1"), ("registrar_port", PORT, "8891")],
         "a verifier has no use for it",
     ),
-    *shared.MAX_WORKERS,
     *not_yet([("measured_boot_imports", LIST, "[]")], _MODULES, IfSet.REFUSE),
     *shared.durable_attestation(""),
     *not_yet([("mode", choice("pull", "push", empty="pull"), "pull")], "the push model is not there", IfSet.REFUSE),

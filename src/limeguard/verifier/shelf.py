@@ -75,6 +75,8 @@ class Shelf(Generic[RowT, CompiledT]):
         self._checksums: dict[str, str] = {}
         self._compiled: dict[str, CompiledT] = {}
         self._missing: frozenset[str] = frozenset()
+        self.changed: Callable[[str], object] = lambda _name: None
+        """Hears the name of each policy that somebody else has replaced."""
 
     def current(self, name: str) -> CompiledT | None:
         """Return what the name stands for now; None when it cannot be used, which no node may pass with."""
@@ -136,6 +138,7 @@ class Shelf(Generic[RowT, CompiledT]):
         stored = await self._rows.checksums()
         for name in [name for name, checksum in self._checksums.items() if stored.get(name, checksum) != checksum]:
             await self._load(name)
+            self.changed(name)
         # Missing twice in a row: one that was stored while the table was being read is only missing once.
         missing = frozenset(self._checksums.keys() - stored.keys())
         for name in missing & self._missing:

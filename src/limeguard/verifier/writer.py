@@ -78,7 +78,7 @@ class Writer:
         self._on_refused = on_refused
         self._waiting: dict[str, Node] = {}
         self._urgent: dict[str, Node] = {}
-        self._committed: dict[str, list[asyncio.Future[None]]] = {}
+        self._committed: dict[str, list[asyncio.Future[bool]]] = {}
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -101,11 +101,11 @@ class Writer:
             self._waiting[node.agent_id] = node
         self._wake.set()
 
-    def save_now(self, node: Node) -> asyncio.Future[None]:
-        """Have the node's state written at once; the future is done when it is committed, or will never be."""
+    def save_now(self, node: Node) -> asyncio.Future[bool]:
+        """Have the node's state written at once; the future says that it is committed, or False: that it never will."""
         self._waiting.pop(node.agent_id, None)
         self._urgent[node.agent_id] = node
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._committed.setdefault(node.agent_id, []).append(done)
         self._wake.set()
         self._hurry.set()
@@ -113,9 +113,12 @@ class Writer:
 
     def forget(self, node: Node) -> None:
         """Write nothing more of this node."""
-        self._waiting.pop(node.agent_id, None)
-        self._urgent.pop(node.agent_id, None)
-        self._settle(node.agent_id)
+        queues = (self._waiting, self._urgent)
+        if any(queue.get(node.agent_id, node) is not node for queue in queues):
+            return  # the id has been taken up anew
+        for queue in queues:
+            queue.pop(node.agent_id, None)
+        self._settle(node.agent_id, written=False)
 
     async def run(self) -> None:
         """Write until cancelled. A fault of ours is logged and the work is tried again: results are not lost."""
@@ -183,12 +186,12 @@ class Writer:
             if queue.get(node.agent_id) is node and unchanged:
                 del queue[node.agent_id]
         if unchanged:
-            self._settle(node.agent_id)
+            self._settle(node.agent_id, written=True)
 
-    def _settle(self, agent_id: str) -> None:
+    def _settle(self, agent_id: str, *, written: bool) -> None:
         for future in self._committed.pop(agent_id, ()):
             if not future.done():
-                future.set_result(None)
+                future.set_result(written)
 
     def _note_failure(self, problem: Exception) -> None:
         self.counters.failures += 1
