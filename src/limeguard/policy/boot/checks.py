@@ -189,19 +189,19 @@ class Dispatch:
         """Choose and ask."""
         if not isinstance(subject, dict):
             return f"{shown(subject)} is not an object"
-        missing = [key for key in self.keys if key not in subject]
-        if missing:
-            return f"lacks the members {', '.join(missing)}"
-        chosen = tuple(subject[key] for key in self.keys)
         try:
+            chosen = tuple([subject[key] for key in self.keys])
             test = self.tests.get(chosen)
+        except KeyError:
+            return f"lacks one of the members {', '.join(self.keys)}"
         except TypeError:  # a list or an object where a text or a number belongs
             test = None
         reason = "is allowed by nothing" if test is None else test(run, subject)
         if not reason:
             return PASSED
-        named = ", ".join(f"{key} {shown(value)}" for key, value in zip(self.keys, chosen, strict=True))
-        return f"({named}) {reason}"
+        named = ", ".join(f"{key} {shown(subject[key])}" for key in self.keys)
+        said = f", Event {shown(subject['Event'])}" if "Event" in subject else ""
+        return f"({named}{said}) {reason}"
 
 
 def dispatch(keys: Sequence[str], *rows: tuple[tuple[object, ...], Rule]) -> Dispatch:
@@ -292,7 +292,7 @@ class Text:
             and (self.lines or "\n" not in subject)
         ):
             return PASSED
-        return f"{shown(subject)} is not {self.start}...{self.part}"
+        return f"is not {self.start}...{self.part}"
 
 
 @dataclass(frozen=True, slots=True)
