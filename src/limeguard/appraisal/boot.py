@@ -31,7 +31,7 @@ from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
-from limeguard.policy.boot import BOOT_PCRS, BootPolicy
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.boot.checks import evaluate
 from limeguard.policy.boot.rules import BootRules
 
@@ -201,8 +201,3 @@ def _seen(event: BootEvent, bank: HashAlgorithm, contradicted: set[int]) -> dict
     if event.data and event.event_num not in contradicted:
         shown["Event"] = decode(event)
     return shown
-
-
-def accounted(policy: BootPolicy | None) -> frozenset[int]:
-    """Return the PCRs that an answer has to quote for this policy."""
-    return BOOT_PCRS if policy is not None and policy.active else frozenset()
