@@ -6,11 +6,12 @@ means. A document with the member `limeguard_boot_policy` is ours, and says itse
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from limeguard.evidence.bootlog.replay import BOOT_PCRS as BOOT_PCRS  # noqa: PLC0414 - part of this interface
+from limeguard.evidence.bootlog.replay import BOOT_PCRS as BOOT_PCRS
 from limeguard.policy.boot.checks import RejectAll, Rule
 from limeguard.policy.boot.example import RELEVANT, example_test, parse_reference_state
 from limeguard.policy.boot.rules import MARK, BootRules, parse_boot_rules
@@ -112,8 +113,7 @@ def _document(text: str) -> Mapping[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) != len(pairs):
-            names = [name for name, _ in pairs]
-            repeated.extend(sorted({name for name in names if names.count(name) > 1}))
+            repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return members
 
     try:
