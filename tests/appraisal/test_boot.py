@@ -22,6 +22,7 @@ from limeguard.crypto.hashes import SHA256, SHA384, HashAlgorithm, hash_by_name
 from limeguard.evidence.bootlog import event_types as ev
 from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, data_proof, prove
+from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.policy.boot import BOOT_PCRS, BootPolicy, parse_boot_policy, stored_boot_policy
@@ -293,6 +294,32 @@ def digests_in(log: bytes, pcrs: frozenset[int]) -> dict[int, list[bytes]]:
         if one.type != ev.EV_NO_ACTION and one.pcr in pcrs:
             found.setdefault(one.pcr, []).append(one.digests[SHA256])
     return found
+
+
+@given(data=st.data())
+def test_whatever_a_tpm_vouches_for_is_judged_and_raises_nothing(data: st.DataObject) -> None:
+    # trust: fail-closed
+    name = data.draw(st.sampled_from(["grub-shim", "uki", "sdboot-off"]))
+    events = events_of(vm_log(name))
+    at = data.draw(st.integers(0, len(events) - 1))
+    content = data.draw(st.binary(max_size=80) | st.sampled_from(events).map(lambda one: one.data))
+    number = data.draw(st.sampled_from(sorted(set(ev.NAMES) - {ev.EV_NO_ACTION})))
+    digests = {bank: bank.digest(content) for bank in events[at].digests}
+    events[at] = BootEvent(events[at].event_num, data.draw(st.integers(0, 15)), number, digests, content)
+    log = rebuilt(vm_log(name), events)
+    try:
+        parse_boot_log(log)
+    except MalformedEvidence:
+        return
+    quote = quoted(log, vm_quote(name).bank)
+    assert judged(name, log, quote).judged
+    assert appraise_boot(log, quote, EXAMPLE_STATE).findings
+
+
+EXAMPLE_STATE = parse_boot_policy(
+    json.dumps({name: [] for name in ("pk", "kek", "db", "dbx", "mokdig", "mokxdig", "kernels", "scrtm_and_bios")}),
+    "example",
+)
 
 
 # --- Keylime's verdicts ---------------------------------------------------------------------------------------------
