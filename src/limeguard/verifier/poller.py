@@ -5,7 +5,6 @@ agents do wrong comes back as an event.
 """
 
 import asyncio
-import binascii
 import secrets
 import time
 from base64 import b64decode
@@ -36,7 +35,7 @@ from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.supervision import Job
 from limeguard.web.client import Unreachable
 from limeguard.wire import versions
-from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer
+from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer, decode_boot_log
 
 log = get_logger("keylime.verifier")
 
@@ -293,8 +292,8 @@ def _boot_log(text: str | None) -> bytes | None:
     if text is None:
         return None
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
+        return decode_boot_log(text)
+    except BadAnswer:
         return b""
 
 
