@@ -104,6 +104,18 @@ async def test_a_lie_about_the_boot_is_found(site: Site, lie: Lie, event: str) -
     assert (await site.status(agent))["last_event_id"] == event
 
 
+async def test_the_log_says_which_pcr_parts_from_the_boot_log_as_test_suites_expect(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, _ = await booted(site)
+    before = agent.node.pcrs[0]
+    agent.node.extend(0, bytes(32))
+    await site.reaches(agent, "distrusted")
+    told, quoted = before.hex(), agent.node.pcrs[0].hex()
+    said = f"For PCR 0 and hash sha256 the boot event log has value '{told}' but the agent node-1 returned '{quoted}'"
+    assert ("keylime.tpm", "ERROR", said) in [(one.name, one.levelname, one.getMessage()) for one in caplog.records]
+
+
 @pytest.mark.parametrize("lie", [cut, no_base64], ids=lambda lie: lie.__name__)
 async def test_a_log_that_cannot_be_read_is_found_where_no_policy_asks_for_it(site: Site, lie: Lie) -> None:
     # trust: fail-closed
