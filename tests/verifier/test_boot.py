@@ -13,6 +13,7 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.evidence.bootlog.event_types import EV_SEPARATOR
 from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
+from limeguard.wire.agent_v2 import MAX_BOOT_LOG
 
 pytestmark = pytest.mark.services
 
@@ -74,6 +75,10 @@ def no_base64(firmware: SoftFirmware) -> None:
     firmware.sent = "@@@"
 
 
+def far_too_long(firmware: SoftFirmware) -> None:
+    firmware.sent = "A" * (MAX_BOOT_LOG + 4)
+
+
 def other_bank(firmware: SoftFirmware) -> None:
     firmware.log = bytes(4) + (7).to_bytes(4, "little") + bytes(20) + (16).to_bytes(4, "little") + bytes(16)
 
@@ -91,6 +96,7 @@ def behind_the_log(firmware: SoftFirmware) -> None:
         (cut, "measured_boot.parser.tpm2_eventlog.error"),
         (nothing, "measured_boot.parser.tpm2_eventlog.error"),
         (no_base64, "measured_boot.parser.log.base64decode"),
+        (far_too_long, "measured_boot.parser.log.base64decode"),
         (other_bank, "measured_boot.parser.invalid_pcrs_hashes"),
     ],
     ids=lambda value: getattr(value, "__name__", value),

@@ -120,8 +120,8 @@ class OneTime:
             log = decode_boot_log(evidence.mb_log) if evidence.mb_log else None
         except BadRequest as problem:
             return (Finding(INVALID_QUOTE, {"message": problem.status_text}),)
-        except BadAnswer:
-            return (Finding(BOOT_LOG_BASE64, {"message": "mb_log is not base64 of a boot log"}),)
+        except BadAnswer as problem:
+            return (Finding(BOOT_LOG_BASE64, {"message": f"mb_log cannot be read: {problem}"}),)
         appraisal = appraise_brought(
             BroughtEvidence(quote=evidence.quote, ima_log=evidence.ima_measurement_list or "", boot_log=log),
             BroughtExpectation(

@@ -288,7 +288,7 @@ def _evidence(answer: QuoteAnswer) -> Evidence:
 
 
 def _boot_log(text: str | None) -> bytes | None:
-    """Decode the boot log. What is not base64 comes out empty, which no log is."""
+    """Decode the boot log. What is not base64, or far too long, comes out empty, which no log is."""
     if text is None:
         return None
     try:
@@ -302,7 +302,9 @@ def _not_base64(appraisal: Appraisal) -> Appraisal:
     return with_fields(
         appraisal,
         findings=tuple(
-            Finding(BOOT_LOG_BASE64, {"message": "mb_measurement_list is not base64 of a boot log"})
+            Finding(
+                BOOT_LOG_BASE64, {"message": "mb_measurement_list is not base64 of a boot log, or too long for one"}
+            )
             if finding.kind is BOOT_LOG_MALFORMED
             else finding
             for finding in appraisal.findings
