@@ -25,12 +25,13 @@ from limeguard.appraisal.findings import (
     ContextValue,
     Finding,
 )
-from limeguard.evidence.bootlog.enriched import VERSION, enriched_event
-from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
+from limeguard.crypto.hashes import HashAlgorithm
+from limeguard.evidence.bootlog.decode import decode
+from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
-from limeguard.policy.boot import BOOT_PCRS, BootPolicy
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.boot.checks import evaluate
 from limeguard.policy.boot.rules import BootRules
 
@@ -186,15 +187,17 @@ def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> 
 def quoted_view(log: BootLog, replayed: ReplayedBootLog) -> Mapping[str, Any]:
     """Return the decoded log with what may be looked at: digests of the quoted bank, no data that they contradict."""
     contradicted = {one.event.event_num for one in replayed.events if one.proof is DataProof.CONTRADICTED}
-    shown = [enriched_event(event, log) for event in log.events]
-    for event in shown:
-        if "Digests" in event:
-            event["Digests"] = [one for one in event["Digests"] if one["AlgorithmId"] == replayed.bank.name]
-        if event["EventNum"] in contradicted:
-            event.pop("Event", None)
-    return {"version": VERSION, "events": shown}
+    return {"events": [_seen(event, replayed.bank, contradicted) for event in log.events]}
 
 
-def accounted(policy: BootPolicy | None) -> frozenset[int]:
-    """Return the PCRs that an answer has to quote for this policy."""
-    return BOOT_PCRS if policy is not None and policy.active else frozenset()
+def _seen(event: BootEvent, bank: HashAlgorithm, contradicted: set[int]) -> dict[str, Any]:
+    digest = event.digests.get(bank)
+    shown: dict[str, Any] = {
+        "EventNum": event.event_num,
+        "PCRIndex": event.pcr,
+        "EventType": event.type_name,
+        "Digests": [] if digest is None else [{"AlgorithmId": bank.name, "Digest": digest.hex()}],
+    }
+    if event.data and event.event_num not in contradicted:
+        shown["Event"] = decode(event)
+    return shown

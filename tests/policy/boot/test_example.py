@@ -190,6 +190,8 @@ def test_a_stored_state_with_faults_is_rejected_under_its_name() -> None:
 def test_the_checksum_is_of_name_and_text() -> None:
     texts = {parse_boot_policy(text, name).checksum for text in ("{}", "{ }") for name in ("accept-all", "example")}
     assert len(texts) == 4
+    odd = [("\ud800", "a"), ("?", "a"), ("b", "a\0"), ("\0b", "a")]
+    assert len({stored_boot_policy(text, name).checksum for text, name in odd}) == 4
 
 
 def test_a_command_line_pattern_takes_linear_time(upstream: Path) -> None:
