@@ -139,7 +139,15 @@ def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
     }
     everywhere = {"get /version", "get /v3"}
     own = {
-        "verifier": {"get /", "get /v2", "get /versions", "get /v2/verify/identity", "get /healthz", "get /readyz"},
+        "verifier": {
+            "get /",
+            "get /v2",
+            "get /versions",
+            "get /v2/verify/identity",
+            "post /v2/verify/evidence",
+            "get /healthz",
+            "get /readyz",
+        },
         "registrar": {
             "post /v2/agents",
             "post /v2/agents/{agent_id}",

@@ -104,7 +104,7 @@ _SIGNED: Final = _ANNOUNCED | {Check.QUOTE_SIGNATURE}
 _FRESH: Final = _SIGNED | {Check.FRESHNESS}
 _TIMED: Final = _FRESH | {Check.CLOCK}
 
-_FAULTS: Final = {
+QUOTE_FAULTS: Final = {
     QuoteFault.KEY_NOT_RESTRICTED: QUOTE_KEY_UNFIT,
     QuoteFault.HASH_NOT_ACCEPTED: QUOTE_HASH,
     QuoteFault.SCHEME_MISMATCH: QUOTE_SCHEME,
@@ -250,7 +250,7 @@ def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
         return misnamed
     proven = verify_quote(quote, key=expected.ak, nonce=expected.nonce, accepted_hashes=frozenset(expected.accept_hash))
     if isinstance(proven, QuoteFault):
-        return Finding(_FAULTS.get(proven, QUOTE_UNUSABLE), {"message": proven.value})
+        return Finding(QUOTE_FAULTS.get(proven, QUOTE_UNUSABLE), {"message": proven.value})
     return proven
 
 

@@ -20,7 +20,7 @@ from limeguard.store.database import Database
 from limeguard.store.group_insert import GroupInsert
 from limeguard.store.ima_history import history_text, parse_history
 from limeguard.store.notices import Notice, insert_notices
-from limeguard.store.schema_verifier import PARTITIONS, nodes
+from limeguard.store.schema_verifier import PARTITIONS, boot_policies, nodes, runtime_policies
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime.verifier")
@@ -66,6 +66,7 @@ class Enrolled:
     has_runtime_policy: bool
     runtime_policy_name: str | None = None
     ima_keys: str | None = field(default=None, repr=False)
+    mb_policy_name: str | None = None
     accept_hash: tuple[str, ...]
     accept_enc: tuple[str, ...]
     accept_sign: tuple[str, ...]
@@ -177,11 +178,28 @@ class Nodes:
         async with self._database.transaction() as connection:
             await connection.execute(statement)
 
+    async def note_boot_policy(self, name: str, *, says: bool) -> None:
+        """Note of all nodes with this measured boot policy whether there is any text in it."""
+        statement = nodes.update().where(nodes.c.mb_policy_name == name).values(has_mb_policy=says)
+        async with self._database.transaction() as connection:
+            await connection.execute(statement)
+
     async def delete(self, agent_id: str) -> bool:
-        """Remove a node of this verifier; False when there was none."""
+        """Remove a node of this verifier, and the policies that came with it under its id; False when there was none.
+
+        A policy of that name that another node uses, stays.
+        """
         statement = nodes.delete().where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)
         async with self._database.transaction() as connection:
-            return (await connection.execute(statement)).rowcount > 0
+            if (await connection.execute(statement)).rowcount == 0:
+                return False
+            for table, used_by in (
+                (boot_policies, nodes.c.mb_policy_name),
+                (runtime_policies, nodes.c.runtime_policy_name),
+            ):
+                used = sa.exists().where(used_by == agent_id)
+                await connection.execute(table.delete().where(table.c.name == agent_id, ~used))
+            return True
 
     async def change_trust(self, record: NodeRecord) -> NodeRecord | None:
         """Write one state at once; return the record as written, or None when another write came first."""
@@ -286,6 +304,7 @@ def _enrolled_row(enrolled: Enrolled) -> dict[str, Any]:
         "has_runtime_policy": enrolled.has_runtime_policy,
         "runtime_policy_name": enrolled.runtime_policy_name,
         "ima_keys": enrolled.ima_keys,
+        "mb_policy_name": enrolled.mb_policy_name,
         "accept_tpm_hash_algs": _json(enrolled.accept_hash),
         "accept_tpm_encryption_algs": _json(enrolled.accept_enc),
         "accept_tpm_signing_algs": _json(enrolled.accept_sign),
@@ -361,6 +380,7 @@ def _record(row: Mapping[Any, Any]) -> NodeRecord:
         has_runtime_policy=row["has_runtime_policy"],
         runtime_policy_name=row["runtime_policy_name"],
         ima_keys=row["ima_keys"],
+        mb_policy_name=row["mb_policy_name"],
         accept_hash=_strings(row["accept_tpm_hash_algs"]),
         accept_enc=_strings(row["accept_tpm_encryption_algs"]),
         accept_sign=_strings(row["accept_tpm_signing_algs"]),

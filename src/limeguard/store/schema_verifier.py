@@ -27,6 +27,7 @@ nodes = sa.Table(
     sa.Column("has_runtime_policy", sa.Boolean, nullable=False),
     sa.Column("runtime_policy_name", sa.String(255), index=True),
     sa.Column("ima_keys", sa.Text),
+    sa.Column("mb_policy_name", sa.String(255), index=True),
     sa.Column("accept_tpm_hash_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_encryption_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_signing_algs", sa.Text, nullable=False),
@@ -73,6 +74,16 @@ runtime_policies = sa.Table(
     sa.Column("checksum", sa.String(64), nullable=False),
     sa.Column("generator", sa.Integer, nullable=False),
     sa.Column("tpm_policy", sa.Text),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+
+boot_policies = sa.Table(
+    "limeguard_boot_policies",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    # The text as it was uploaded; NULL where the upload said null.
+    sa.Column("text", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
+    sa.Column("checksum", sa.String(64), nullable=False),
     sa.Column("updated_at", sa.Double, nullable=False),
 )
 

@@ -10,16 +10,19 @@ from typing import Final
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
+from limeguard.store.boot_policies import BootPolicies
 from limeguard.store.database import Database
 from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
+from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
 from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
+from limeguard.verifier.onetime import OneTime
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.publisher import Publisher
@@ -74,10 +77,14 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
+def make_app(service: VerifierService, onetime: OneTime, watch: Watch, max_body: int) -> App:
     """Return the app over a service."""
     return App(
-        make_routes(service, watch), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse
+        make_routes(service, onetime, watch),
+        Authorizer(RULES),
+        versions=versions.PREFIXES,
+        max_body=max_body,
+        on_error=refuse,
     )
 
 
@@ -119,6 +126,7 @@ class Verifier:
             await self._database.migrate(COMPONENT)
         self._http = PinnedHttp(self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
+        boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
         rules = make_rules(settings)
         agents = AgentClient(self._http)
         channels = self._channels(agents)
@@ -137,7 +145,9 @@ class Verifier:
                 agents,
                 answer_within=settings.request_timeout + LATE_SECONDS,
                 policies=shelf,
+                boot_policies=boot_shelf,
                 violations_found=not settings.ignore_tomtou_errors,
+                boot_always=settings.measured_boot_evaluate == "always",
             ),
             self.writer,
             self._rows,
@@ -152,13 +162,15 @@ class Verifier:
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
         )
-        self._service = VerifierService(self._rows, self.engine, site, shelf)
+        self._service = VerifierService(self._rows, self.engine, site, shelf, boot_shelf)
         await self._service.take_up()
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
-        app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
+        onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
+        app = make_app(self._service, onetime, Watch(self._not_ready, metrics.text), settings.max_upload_size)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
-        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf, self._dispatcher)]
+        parts = (self.writer, self.engine, shelf, boot_shelf, self._dispatcher)
+        self._tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:

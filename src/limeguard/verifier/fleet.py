@@ -8,7 +8,6 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from dataclasses import replace as with_fields
 from typing import Final
 
 from msgspec.structs import replace
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
-from limeguard.store.nodes import NodeRecord, NodeState
+from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
@@ -31,13 +30,14 @@ class Node:
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
-    `notices` go into the outbox with the next write.
+    `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
     """
 
     __slots__ = (
         "abandoned",
         "address",
         "ak",
+        "boot_log_length",
         "busy",
         "due",
         "faults",
@@ -66,6 +66,7 @@ class Node:
         self.abandoned = False
         self.late = False
         self.notices: list[Notice] = []
+        self.boot_log_length = 0
         self.running: asyncio.Task[None] | None = None
         self.generation = 0
         self.key_delivered = False
@@ -87,9 +88,8 @@ class Node:
         if shows_trust(self.visible.state, now) or not shows_trust(state, now):
             self.visible = self.record
 
-    def note_policy(self, *, says: bool) -> None:
-        """Note whether the node's runtime policy, which was replaced, allows anything."""
-        enrolled = with_fields(self.record.enrolled, has_runtime_policy=says)
+    def note_enrolled(self, enrolled: Enrolled) -> None:
+        """Note what was enrolled, with what a replaced policy says now."""
         same = self.visible is self.record
         self.record = replace(self.record, enrolled=enrolled)
         self.visible = self.record if same else replace(self.visible, enrolled=enrolled)

@@ -5,24 +5,23 @@ A node of this verifier is answered for from memory, where supervision keeps it;
 
 import asyncio
 import time
-from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.onetime import proven
 from limeguard.clients.agent import AgentAddress
-from limeguard.evidence.reader import MalformedEvidence
-from limeguard.evidence.tpm.quote import QuoteFault, parse_quote, verify_quote
-from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy, parse_tpm_policy
 from limeguard.policy.runtime import EMPTY_POLICY_TEXT, parse_runtime_policy
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
+from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.engine import Applied, Engine
-from limeguard.verifier.enrolment import Site, examine, parse_ak, with_ima
+from limeguard.verifier.enrolment import Site, examine, parse_ak, quoting_logs
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.policies import Accepted, PolicyShelf, decode_upload, policy_answer
 from limeguard.verifier.record import with_supervision
@@ -30,6 +29,7 @@ from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
 from limeguard.web.client import Pin
 from limeguard.wire import verifier_v2
+from limeguard.wire.evidence_v2 import nonces
 from limeguard.wire.limeguard_v1 import NodeList, NodeView
 from limeguard.wire.verifier_v2 import AgentStatus, IdentityQuestion, IdentityResult
 
@@ -76,6 +76,10 @@ class NodeRows(Protocol):
         """Note of all nodes with this runtime policy whether it allows anything."""
         ...
 
+    async def note_boot_policy(self, name: str, /, *, says: bool) -> None:
+        """Note of all nodes with this measured boot policy whether there is any text in it."""
+        ...
+
     async def add(self, record: NodeRecord, /, *, mtls_cert: str | None, revocation_key: str) -> None:
         """Insert a node. Raises Conflict."""
         ...
@@ -90,6 +94,7 @@ class VerifierService:
         engine: Engine,
         site: Site,
         shelf: PolicyShelf,
+        boot_shelf: BootPolicyShelf,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -98,8 +103,9 @@ class VerifierService:
         self._engine = engine
         self._site = site
         self._shelf = shelf
+        self._boot_shelf = boot_shelf
         self._now = now
-        self._policies: dict[tuple[str, bool], PcrPolicy] = {}
+        self._policies: dict[tuple[str, bool, bool], PcrPolicy] = {}
         self._reloading: set[asyncio.Task[None]] = set()
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -107,11 +113,17 @@ class VerifierService:
     async def take_up(self) -> None:
         """Go on with every stored node, as it was when the last process ended, however that was."""
         records = await self._rows.load_all()
-        await self._shelf.load({name for one in records if (name := one.enrolled.runtime_policy_name) is not None})
+        await self._load_policies(records)
         if records:
             log.info("Agent ids in db loaded from file: %s", [clean(record.agent_id) for record in records])
         for record in records:
             await self._take_up(record, self._engine.rules.quote_interval)
+
+    async def _load_policies(self, records: Sequence[NodeRecord]) -> None:
+        """Have the policies of these nodes ready."""
+        enrolled = [record.enrolled for record in records]
+        await self._shelf.load({name for one in enrolled if (name := one.runtime_policy_name) is not None})
+        await self._boot_shelf.load({name for one in enrolled if (name := one.mb_policy_name) is not None})
 
     async def _take_up(self, record: NodeRecord, spread: float) -> None:
         try:
@@ -139,8 +151,7 @@ class VerifierService:
                 await asyncio.sleep(RELOAD_PAUSE)
                 continue
             if record is not None and record.enrolled.verifier_id == self._site.verifier_id:
-                if record.enrolled.runtime_policy_name is not None:
-                    await self._shelf.load([record.enrolled.runtime_policy_name])
+                await self._load_policies([record])
                 log.warning("The row of agent %s was changed by somebody else; taken up anew", clean(agent_id))
                 await self._take_up(record, 0.0)
             return
@@ -152,12 +163,11 @@ class VerifierService:
 
     def _pcr_policy(self, enrolled: Enrolled) -> PcrPolicy:
         """Return the parsed policy; nodes with the same text share one."""
-        key = (enrolled.tpm_policy, enrolled.runtime_policy_name is not None)
+        ima, boot = enrolled.runtime_policy_name is not None, enrolled.mb_policy_name is not None
+        key = (enrolled.tpm_policy, ima, boot)
         policy = self._policies.get(key)
         if policy is None:
-            policy = parse_tpm_policy(enrolled.tpm_policy)
-            if enrolled.runtime_policy_name is not None:
-                policy = with_ima(policy)
+            policy = quoting_logs(parse_tpm_policy(enrolled.tpm_policy), ima=ima, boot=boot)
             if len(self._policies) >= 10_000:
                 self._policies.clear()
             self._policies[key] = policy
@@ -173,13 +183,16 @@ class VerifierService:
         enrolled = new.enrolled
         if self._engine.fleet.get(agent_id) is not None:
             raise _exists(agent_id)
+        # Another verifier's node is found out by the insert below; before a policy is stored, it is looked for.
+        stores_runtime = enrolled.runtime_policy_name and (request.runtime_policy or not request.runtime_policy_name)
+        if (stores_runtime or request.mb_policy) and await self._rows.get(agent_id) is not None:
+            raise _exists(agent_id)
         if enrolled.runtime_policy_name is not None:
-            # Another verifier's node is found out by the insert below; before a policy is stored, it is looked for.
-            stores = bool(request.runtime_policy) or not request.runtime_policy_name
-            if stores and await self._rows.get(agent_id) is not None:
-                raise _exists(agent_id)
             judged = await self._runtime_policy(enrolled.runtime_policy_name, request)
             enrolled = replace(enrolled, has_runtime_policy=judged)
+        if enrolled.mb_policy_name is not None:
+            judged = await self._boot_policy(enrolled.mb_policy_name, request.mb_policy)
+            enrolled = replace(enrolled, has_mb_policy=judged)
         blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
         record = NodeRecord(enrolled, with_supervision(blank, start))
         try:
@@ -202,13 +215,28 @@ class VerifierService:
                 except Conflict:
                     raise Refused(409, verifier_v2.policy_exists(name)) from None
         elif named:
-            await self._shelf.load([name])
-            if await self._shelf.get(name) is None:
+            if await self._shelf.fetch(name) is None:
                 raise Refused(404, f"Could not find IMA policy with name {name}!")
         else:
             await self._shelf.put(name, Accepted(EMPTY_POLICY_TEXT, parse_runtime_policy(EMPTY_POLICY_TEXT)))
         policy = self._shelf.current(name)
         return policy is not None and policy.says_something
+
+    async def _boot_policy(self, name: str, text: str | None) -> bool:
+        """Have the node's measured boot policy stored and ready; say whether it has a text. Raises BadRequest, Refused.
+
+        Without a text a stored one is meant.
+        """
+        if text:
+            try:
+                await self._boot_shelf.add(name, await self._boot_shelf.accept(text))
+            except Conflict:
+                raise Refused(409, verifier_v2.boot_policy_exists(name)) from None
+            return True
+        row = await self._boot_shelf.fetch(name)
+        if row is None:
+            raise Refused(404, f"Could not find mb_policy with name {name}!")
+        return row.text is not None
 
     # --- runtime policies ---------------------------------------------------------------------------------------------
 
@@ -246,7 +274,7 @@ class VerifierService:
         await self._rows.note_policy(name, says=says)
         for node in self._engine.fleet:
             if node.record.enrolled.runtime_policy_name == name:
-                node.note_policy(says=says)
+                node.note_enrolled(replace(node.record.enrolled, has_runtime_policy=says))
 
     async def delete_policy(self, name: str) -> None:
         """Delete a runtime policy that no node uses. Raises Refused."""
@@ -255,6 +283,50 @@ class VerifierService:
             raise Refused(404, f"Runtime policy {clean(name, 255)} not found")
         if isinstance(outcome, str):
             raise Refused(409, f"Can't delete allowlist as it's currently in use by agent {outcome}")
+
+    # --- measured boot policies ---------------------------------------------------------------------------------------
+
+    async def boot_policy_names(self) -> tuple[str, ...]:
+        """Return the names of all measured boot policies."""
+        return await self._boot_shelf.names()
+
+    async def boot_policy(self, name: str) -> str | None:
+        """Return the text of one measured boot policy, None where it is null. Raises Refused."""
+        row = await self._boot_shelf.get(name)
+        if row is None:
+            raise Refused(404, f"Measured boot policy {clean(name, 255)} not found")
+        return row.text
+
+    async def store_boot_policy(self, name: str, body: bytes, *, replace: bool) -> None:
+        """Store a new measured boot policy, or a new text for an old one. Raises BadRequest, Refused."""
+        accepted = await self._boot_shelf.accept(verifier_v2.decode_boot_policy(body).mb_policy)
+        if replace:
+            if not await self._boot_shelf.replace(name, accepted):
+                # 409, not 404: peers have always answered so.
+                raise Refused(409, f"Measured boot policy with name {clean(name, 255)} does not already exist")
+            log.info("Measured boot policy %s was replaced", clean(name))
+            await self._note_boot_policy(name, says=accepted.text is not None)
+            return
+        try:
+            await self._boot_shelf.add(name, accepted)
+        except Conflict:
+            raise Refused(409, f"Measured boot policy with name {clean(name, 255)} already exists") from None
+
+    async def _note_boot_policy(self, name: str, *, says: bool) -> None:
+        await self._rows.note_boot_policy(name, says=says)
+        for node in self._engine.fleet:
+            if node.record.enrolled.mb_policy_name == name:
+                node.note_enrolled(replace(node.record.enrolled, has_mb_policy=says))
+
+    async def delete_boot_policy(self, name: str) -> None:
+        """Delete a measured boot policy that no node uses. Raises Refused."""
+        outcome = await self._boot_shelf.delete(name)
+        if outcome is False:
+            raise Refused(404, f"Measured boot policy {clean(name, 255)} not found")
+        if isinstance(outcome, str):
+            raise Refused(409, f"Can't delete mb_policy as it's currently in use by agent {outcome}")
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
 
     async def delete(self, agent_id: str) -> Deletion:
         """Delete a node, at once or when the running request to it has ended. Raises Refused."""
@@ -329,7 +401,7 @@ class VerifierService:
         record = await self._record(question.agent_uuid)
         if record is None:
             raise Refused(404, verifier_v2.UNKNOWN_NODE)
-        fault = identity_fault(question, parse_ak(record.enrolled.ak_tpm), record.enrolled.accept_hash)
+        fault = _identity_fault(question, record.enrolled)
         return IdentityResult(1) if fault is None else verifier_v2.identity_refused(fault)
 
     def _status(self, record: NodeRecord) -> AgentStatus:
@@ -346,31 +418,14 @@ class VerifierService:
         return [node.visible if (node := self._engine.fleet.get(row.agent_id)) is not None else row for row in stored]
 
 
-def identity_fault(question: IdentityQuestion, ak: PublicArea, accepted: tuple[str, ...]) -> str | None:
+def _identity_fault(question: IdentityQuestion, enrolled: Enrolled) -> str | None:
     """Return why a quote does not prove the key's presence, or None. The nonce counts as sent, or base64-decoded."""
-    if question.hash_alg not in accepted:
+    if question.hash_alg not in enrolled.accept_hash:
         return "The hash algorithm is not accepted for this node"
-    try:
-        quote = parse_quote(question.quote)
-    except MalformedEvidence as problem:
-        return f"The quote cannot be read: {problem}"
-    if quote.signature.hash_alg.name != question.hash_alg:
-        return "The quote is not signed with the named hash algorithm"
-    faults: list[QuoteFault] = []
-    for nonce in _nonces(question.nonce):
-        proven = verify_quote(quote, key=ak, nonce=nonce, accepted_hashes=frozenset({question.hash_alg}))
-        if not isinstance(proven, QuoteFault):
-            return None
-        faults.append(proven)
-    return faults[0].value
-
-
-def _nonces(text: str) -> tuple[bytes, ...]:
-    plain = text.encode()
-    try:
-        return plain, b64decode(text, validate=True)
-    except ValueError:
-        return (plain,)
+    found = proven(
+        question.quote, key=parse_ak(enrolled.ak_tpm), nonces=nonces(question.nonce), hash_alg=question.hash_alg
+    )
+    return str(found.context["message"]) if isinstance(found, Finding) else None
 
 
 def _exists(agent_id: str) -> Refused:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from limeguard.policy.boot import NAMES, OWN_NAME
 from limeguard.settings import Component, IfSet, Loaded, Sources, TlsFiles, load
 from limeguard.settings import common as shared
 from limeguard.settings.kinds import (
@@ -91,6 +92,16 @@ class VerifierSettings:
     )
     ignore_tomtou_errors: bool = option(
         BOOLEAN, "False", "Pass over violations in IMA logs (files that changed while they were measured)."
+    )
+    measured_boot_policy_name: str = option(
+        choice(*NAMES, OWN_NAME, other="; modules that bring others are not loaded"),
+        "accept-all",
+        "What judges boot logs by the measured boot policies of the nodes.",
+    )
+    measured_boot_evaluate: str = option(
+        choice("once", "always"),
+        "once",
+        "When a boot log is judged: `once` until it or its policy changes, `always` in each round.",
     )
     require_allow_list_signatures: bool = option(
         BOOLEAN, "False", "Take only runtime policies with a good DSSE signature."
@@ -185,7 +196,7 @@ def _cautions(settings: VerifierSettings) -> Iterator[Clash]:
 
 
 _PUSH = "only the push model uses it"
-_BOOT = "boot logs are not judged, and policies that ask for it are refused"
+_MODULES = "Python modules are not loaded into the verifier: say in a measured boot policy what the module checks"
 
 NOT_ACTED_ON = (
     *not_yet(
@@ -193,10 +204,7 @@ NOT_ACTED_ON = (
         "a verifier has no use for it",
     ),
     *shared.MAX_WORKERS,
-    *not_yet(
-        [("measured_boot_policy_name", TEXT, "accept-all"), ("measured_boot_imports", LIST, "[]")], _BOOT, IfSet.WARN
-    ),
-    *not_yet([("measured_boot_evaluate", choice("once", "always"), "once")], _BOOT),
+    *not_yet([("measured_boot_imports", LIST, "[]")], _MODULES, IfSet.REFUSE),
     *shared.durable_attestation(""),
     *not_yet([("mode", choice("pull", "push", empty="pull"), "pull")], "the push model is not there", IfSet.REFUSE),
     *not_yet(
