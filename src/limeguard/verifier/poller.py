@@ -288,8 +288,11 @@ def _evidence(answer: QuoteAnswer) -> Evidence:
 
 
 def _boot_log(text: str | None) -> bytes | None:
-    """Decode the boot log. What is not base64, or far too long, comes out empty, which no log is."""
-    if text is None:
+    """Decode the boot log. What is not base64, or far too long, comes out empty, which no log is.
+
+    An empty text is no log, as in Keylime: agents send it where the kernel's file is empty.
+    """
+    if not text:
         return None
     try:
         return decode_boot_log(text)
