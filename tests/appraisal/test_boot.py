@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fakes.boot_logs import quoted, record
+from tests.fakes.boot_logs import quoted, record, samples
 from tests.fakes.shared import shared_path
 from tests.fakes.vectors import FOLDER
 
 from limeguard.appraisal import boot as module
 from limeguard.appraisal.boot import BootMemo, BootVerdict, appraise_boot
 from limeguard.authoring.boot.learn import Named, learn
-from limeguard.crypto.hashes import SHA256, SHA384, HashAlgorithm, hash_by_name
+from limeguard.crypto.hashes import SHA1, SHA256, SHA384, HashAlgorithm, hash_by_name
 from limeguard.evidence.bootlog import event_types as ev
 from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, data_proof, prove
@@ -392,6 +392,27 @@ def test_logs_that_cannot_be_read_are_a_finding_with_or_without_a_policy(
         for policy in (None, stored_boot_policy('{"a": 1}')):
             assert ids(appraise_boot(log, values, policy)) == ["measured_boot.parser.tpm2_eventlog.error"]
         assert not expected["event_logs"][f"{name}.bin"]["keylime_parse"]["ok"]
+
+
+def test_a_key_of_the_vendor_is_believed_only_where_the_digest_covers_it(upstream: Path) -> None:
+    # trust: fail-closed
+    stem = "keylime-el9-kvm-secureboot"
+    original = (upstream / f"event-logs/{stem}.bin").read_bytes()
+    policy = parse_boot_policy((upstream / f"mb-refstates/from-{stem}.json").read_text(), "example")
+    assert appraise_boot(original, quoted(original), policy).findings == ()
+    events = events_of(original)
+    name = "vendor_db".encode("utf-16-le")
+    at = next(at for at, one in enumerate(events) if one.type == ev.EV_EFI_VARIABLE_AUTHORITY and name in one.data)
+    digests = {SHA256: SHA256.digest(b"another key was measured")}
+    log = rebuilt(original, [*events[:at], replace(events[at], digests=digests), *events[at + 1 :]])
+    assert ids(appraise_boot(log, quoted(log), policy)) == ["measured_boot.policy_example"]
+
+
+def test_a_log_of_tcg_1_2_is_judged_in_its_one_bank() -> None:
+    log = samples()["old"]
+    policy = parse_boot_policy('{"limeguard_boot_policy": 1, "pcrs": [7], "secure_boot": "off"}')
+    assert appraise_boot(log, quoted(log, SHA1), policy).findings == ()
+    assert ids(appraise_boot(log, quote_of(SHA256, {}), policy)) == ["measured_boot.parser.invalid_pcrs_hashes"]
 
 
 # --- quotes and policies around a log -------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ from limeguard.appraisal.findings import (
 )
 from limeguard.crypto.hashes import HashAlgorithm
 from limeguard.evidence.bootlog.decode import decode
+from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_AUTHORITY
+from limeguard.evidence.bootlog.layouts import split_variable
 from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
-from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, ReplayFault, prove
+from limeguard.evidence.bootlog.replay import DataProof, ProvenEvent, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.policy.boot import BootPolicy
@@ -38,6 +40,7 @@ from limeguard.policy.boot.rules import BootRules
 MAX_REFUSALS: Final = 32
 """Refusals of one log that are kept; what a node changed is seen from fewer."""
 DEFAULT_LOGS: Final = 16_384
+VENDOR_KEYS: Final = "vendor_db".encode("utf-16-le")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +188,20 @@ def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> 
 
 
 def quoted_view(log: BootLog, replayed: ReplayedBootLog) -> Mapping[str, Any]:
-    """Return the decoded log with what may be looked at: digests of the quoted bank, no data that they contradict."""
-    contradicted = {one.event.event_num for one in replayed.events if one.proof is DataProof.CONTRADICTED}
-    return {"events": [_seen(event, replayed.bank, contradicted) for event in log.events]}
+    """Return the decoded log with what may be looked at: digests of the quoted bank, data that they do not deny."""
+    unseen = {one.event.event_num for one in replayed.events if _unseen(one)}
+    return {"events": [_seen(event, replayed.bank, unseen) for event in log.events]}
 
 
-def _seen(event: BootEvent, bank: HashAlgorithm, contradicted: set[int]) -> dict[str, Any]:
+def _unseen(event: ProvenEvent) -> bool:
+    """Say whether the data of an event may not be looked at: it is a lie, or keys of a vendor that nothing covers."""
+    if event.proof is DataProof.HINT and event.event.type == EV_EFI_VARIABLE_AUTHORITY:
+        variable = split_variable(event.event.data)
+        return variable is not None and variable.bare_name.lower() == VENDOR_KEYS
+    return event.proof is DataProof.CONTRADICTED
+
+
+def _seen(event: BootEvent, bank: HashAlgorithm, unseen: set[int]) -> dict[str, Any]:
     digest = event.digests.get(bank)
     shown: dict[str, Any] = {
         "EventNum": event.event_num,
@@ -198,6 +209,6 @@ def _seen(event: BootEvent, bank: HashAlgorithm, contradicted: set[int]) -> dict
         "EventType": event.type_name,
         "Digests": [] if digest is None else [{"AlgorithmId": bank.name, "Digest": digest.hex()}],
     }
-    if event.data and event.event_num not in contradicted:
+    if event.data and event.event_num not in unseen:
         shown["Event"] = decode(event)
     return shown
