@@ -9,7 +9,7 @@ from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import quoted, record, samples
 from tests.fakes.shared import shared_path
@@ -273,6 +273,7 @@ def test_a_log_whose_digests_of_an_unquoted_bank_are_good_and_of_the_quoted_bank
     assert "which boot_applications does not list" in said(verdict)
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_mutation_of_a_log_keeps_the_quote_and_the_trust(data: st.DataObject) -> None:
     # trust: fail-closed
@@ -296,6 +297,7 @@ def digests_in(log: bytes, pcrs: frozenset[int]) -> dict[int, list[bytes]]:
     return found
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_a_tpm_vouches_for_is_judged_and_raises_nothing(data: st.DataObject) -> None:
     # trust: fail-closed

@@ -1,7 +1,7 @@
 """What sentences say of events and certificates, whatever a node puts into them."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import agile_log, device_path, file_node, image, quoted, samples, variable
 from tests.fakes.vectors import FOLDER
@@ -31,6 +31,7 @@ def test_certificates_are_named_by_their_subject() -> None:
     assert certificate_words(b"no certificate") == ""
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(CERTIFICATES), st.lists(st.tuples(st.integers(0, 299), st.integers(0, 255)), min_size=1, max_size=4)
 )
@@ -89,6 +90,7 @@ def test_every_kind_of_event_can_be_named() -> None:
             assert len(says_what(event)) <= MAX_WORDS
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_a_revocation_level_is_read_from_any_bytes(content: bytes) -> None:
     # trust: fail-closed
@@ -99,6 +101,7 @@ def test_a_revocation_level_is_read_from_any_bytes(content: bytes) -> None:
     assert all(number >= 0 for number in level.values())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_a_database_is_read_to_its_end_or_not_at_all(content: bytes) -> None:
     # trust: fail-closed

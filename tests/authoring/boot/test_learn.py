@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import (
     SEPARATORS,
@@ -241,6 +241,7 @@ def test_a_bank_more_is_no_change() -> None:
     assert words(one, two) == []
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_list_goes_unsaid(data: st.DataObject) -> None:
     names = st.lists(st.sampled_from("abcdef"), unique=True)
@@ -336,6 +337,7 @@ def test_files_are_named_with_their_version(tmp_path: Path) -> None:
         names_of(tmp_path / "absent")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 1500))
 def test_no_file_breaks_the_reader_of_images(data: bytes, cut: int) -> None:
     authenticode_pieces(data)

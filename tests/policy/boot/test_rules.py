@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limeguard.policy.boot import OWN_NAME, parse_boot_policy
@@ -170,6 +170,7 @@ JSON = st.recursive(
 MEMBERS = st.sampled_from(BootDocument.__struct_fields__)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(MEMBERS, JSON, max_size=4))
 def test_any_document_is_read_or_refused_with_reasons(members: dict[str, Any]) -> None:
     # trust: fail-closed
