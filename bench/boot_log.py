@@ -1,9 +1,11 @@
-"""What it costs to read and prove a boot log of 200 KB, as a verifier does when a log has changed; CPU time, one core.
+"""What it costs to read, prove and judge a boot log of 200 KB, as a verifier does when it has changed; CPU, one core.
 
-The log is that of a guest with shim and GRUB (`tests/vectors/bootlog/vm/grub-shim.bin`), its events repeated. Measured:
-bytes to facts; replay in the quoted bank with what the digests cover; the whole decoded form that reference states are
-compared with. Nothing is kept between runs. Beside it Keylime's own way, when its environment is there (`./dev peer`
-makes it) and the machine has `tpm2_eventlog`: it runs that program and enriches what it prints; its child's CPU counts.
+The log is that of a guest with shim and GRUB (`tests/vectors/bootlog/vm/grub-shim.bin`) with a long configuration: the
+events of GRUB repeated. Measured: bytes to facts; replay in the quoted bank with what the digests cover; the whole
+decoded form that reference states are compared with; all of it with the judgement, by a learned policy and by the
+policy `example`; and the same for a log that was judged before. Nothing else is kept between runs. Beside it Keylime's
+own way, when its environment is there (`./dev peer` makes it) and the machine has `tpm2_eventlog`: it runs that program
+and enriches what it prints; its child's CPU counts. Keylime's judgement is not in its figure.
 
     ./dev bench boot_log
     ./dev run python bench/boot_log.py --size 200000 --runs 50
@@ -13,6 +15,7 @@ import argparse
 import json
 import os
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -21,12 +24,17 @@ from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
+from limeguard.appraisal.boot import BootMemo, appraise_boot
+from limeguard.authoring.boot.learn import Named, learn
+from limeguard.authoring.boot.refstate import reference_state
 from limeguard.crypto.hashes import SHA256
 from limeguard.evidence.bootlog.enriched import enriched
-from limeguard.evidence.bootlog.log import parse_boot_log
+from limeguard.evidence.bootlog.log import BootEvent, parse_boot_log
 from limeguard.evidence.bootlog.replay import BOOT_PCRS, ReplayedBootLog, prove, replay
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.evidence.tpm.structures import ClockInfo
+from limeguard.policy.boot import parse_boot_policy
+from limeguard.policy.boot.rules import encode_boot_document
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER_PROGRAM = ROOT / "bench" / "boot_log_keylime.py"
@@ -34,11 +42,20 @@ SEED = ROOT / "tests" / "vectors" / "bootlog" / "vm" / "grub-shim.bin"
 
 
 def material(size: int) -> bytes:
-    """Return a log of at least `size` bytes: the seed's Spec ID event, then its other events again and again."""
+    """Return a log of at least `size` bytes: the seed's, with the events of GRUB again and again."""
     seed = SEED.read_bytes()
     first = 32 + int.from_bytes(seed[28:32], "little")
-    events = seed[first:]
-    return seed[:first] + events * -(-size // len(events))
+    events = [(event.pcr, record(event)) for event in parse_boot_log(seed).events[1:]]
+    grub = b"".join(part for pcr, part in events if pcr in {8, 9})
+    whole = seed[:first] + b"".join(part for _, part in events)
+    return whole + grub * max(0, -(-(size - len(whole)) // len(grub)))
+
+
+def record(event: BootEvent) -> bytes:
+    """Return an event as it stands in a log."""
+    head = struct.pack("<III", event.pcr, event.type, len(event.digests))
+    digests = [struct.pack("<H", bank.tpm_id) + digest for bank, digest in event.digests.items()]
+    return head + b"".join(digests) + struct.pack("<I", len(event.data)) + event.data
 
 
 def milliseconds(runs: int, work: Callable[[], object]) -> float:
@@ -56,6 +73,22 @@ def quote_of(data: bytes) -> QuotedPcrs:
     pcrs = replay(parse_boot_log(data), SHA256)
     values = {pcr: pcrs.get(pcr, bytes(SHA256.size)) for pcr in BOOT_PCRS}
     return QuotedPcrs(SHA256, values, {SHA256: values}, ClockInfo(1, 0, 0, safe=True), 0)
+
+
+def judged(data: bytes, quoted: QuotedPcrs, runs: int) -> list[tuple[str, float]]:
+    """Measure the judgement, with all that comes before it."""
+    log = parse_boot_log(data)
+    own = parse_boot_policy(encode_boot_document(learn([Named("bench", log)])))
+    state = reference_state(enriched(log), without_secure_boot=False)
+    example = parse_boot_policy(json.dumps(state), "example")
+    memo = BootMemo()
+    if appraise_boot(data, quoted, own, memo).findings:
+        sys.exit("the log is not accepted by the policy that was learned from it")
+    return [
+        ("parse, prove, judge: learned policy", milliseconds(runs, lambda: appraise_boot(data, quoted, own))),
+        ("parse, prove, judge: example", milliseconds(runs, lambda: appraise_boot(data, quoted, example))),
+        ("unchanged log", milliseconds(runs, lambda: appraise_boot(data, quoted, own, memo))),
+    ]
 
 
 def keylime(python: Path, data: bytes, runs: int) -> float:
@@ -87,6 +120,7 @@ def main() -> None:
         ("parse and prove", milliseconds(options.runs, lambda: prove(parse_boot_log(data), quoted))),
         ("decoded form, all banks replayed", milliseconds(options.runs, lambda: enriched(log))),
     ]
+    rows += judged(data, quoted, options.runs)
     venv = os.environ.get("LIMEGUARD_PEER_VENV") or str(ROOT / ".venv-keylime")
     python = Path(venv) / "bin" / "python"
     if python.exists():

@@ -9,19 +9,20 @@ from time import process_time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fakes.boot_logs import quoted, record
+from tests.fakes.boot_logs import quoted, record, samples
 from tests.fakes.shared import shared_path
 from tests.fakes.vectors import FOLDER
 
 from limeguard.appraisal import boot as module
 from limeguard.appraisal.boot import BootMemo, BootVerdict, appraise_boot
 from limeguard.authoring.boot.learn import Named, learn
-from limeguard.crypto.hashes import SHA256, SHA384, HashAlgorithm, hash_by_name
+from limeguard.crypto.hashes import SHA1, SHA256, SHA384, HashAlgorithm, hash_by_name
 from limeguard.evidence.bootlog import event_types as ev
 from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, data_proof, prove
+from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.policy.boot import BOOT_PCRS, BootPolicy, parse_boot_policy, stored_boot_policy
@@ -272,6 +273,7 @@ def test_a_log_whose_digests_of_an_unquoted_bank_are_good_and_of_the_quoted_bank
     assert "which boot_applications does not list" in said(verdict)
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_mutation_of_a_log_keeps_the_quote_and_the_trust(data: st.DataObject) -> None:
     # trust: fail-closed
@@ -293,6 +295,33 @@ def digests_in(log: bytes, pcrs: frozenset[int]) -> dict[int, list[bytes]]:
         if one.type != ev.EV_NO_ACTION and one.pcr in pcrs:
             found.setdefault(one.pcr, []).append(one.digests[SHA256])
     return found
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_whatever_a_tpm_vouches_for_is_judged_and_raises_nothing(data: st.DataObject) -> None:
+    # trust: fail-closed
+    name = data.draw(st.sampled_from(["grub-shim", "uki", "sdboot-off"]))
+    events = events_of(vm_log(name))
+    at = data.draw(st.integers(0, len(events) - 1))
+    content = data.draw(st.binary(max_size=80) | st.sampled_from(events).map(lambda one: one.data))
+    number = data.draw(st.sampled_from(sorted(set(ev.NAMES) - {ev.EV_NO_ACTION})))
+    digests = {bank: bank.digest(content) for bank in events[at].digests}
+    events[at] = BootEvent(events[at].event_num, data.draw(st.integers(0, 15)), number, digests, content)
+    log = rebuilt(vm_log(name), events)
+    try:
+        parse_boot_log(log)
+    except MalformedEvidence:
+        return
+    quote = quoted(log, vm_quote(name).bank)
+    assert judged(name, log, quote).judged
+    assert appraise_boot(log, quote, EXAMPLE_STATE).findings
+
+
+EXAMPLE_STATE = parse_boot_policy(
+    json.dumps({name: [] for name in ("pk", "kek", "db", "dbx", "mokdig", "mokxdig", "kernels", "scrtm_and_bios")}),
+    "example",
+)
 
 
 # --- Keylime's verdicts ---------------------------------------------------------------------------------------------
@@ -365,6 +394,27 @@ def test_logs_that_cannot_be_read_are_a_finding_with_or_without_a_policy(
         for policy in (None, stored_boot_policy('{"a": 1}')):
             assert ids(appraise_boot(log, values, policy)) == ["measured_boot.parser.tpm2_eventlog.error"]
         assert not expected["event_logs"][f"{name}.bin"]["keylime_parse"]["ok"]
+
+
+def test_a_key_of_the_vendor_is_believed_only_where_the_digest_covers_it(upstream: Path) -> None:
+    # trust: fail-closed
+    stem = "keylime-el9-kvm-secureboot"
+    original = (upstream / f"event-logs/{stem}.bin").read_bytes()
+    policy = parse_boot_policy((upstream / f"mb-refstates/from-{stem}.json").read_text(), "example")
+    assert appraise_boot(original, quoted(original), policy).findings == ()
+    events = events_of(original)
+    name = "vendor_db".encode("utf-16-le")
+    at = next(at for at, one in enumerate(events) if one.type == ev.EV_EFI_VARIABLE_AUTHORITY and name in one.data)
+    digests = {SHA256: SHA256.digest(b"another key was measured")}
+    log = rebuilt(original, [*events[:at], replace(events[at], digests=digests), *events[at + 1 :]])
+    assert ids(appraise_boot(log, quoted(log), policy)) == ["measured_boot.policy_example"]
+
+
+def test_a_log_of_tcg_1_2_is_judged_in_its_one_bank() -> None:
+    log = samples()["old"]
+    policy = parse_boot_policy('{"limeguard_boot_policy": 1, "pcrs": [7], "secure_boot": "off"}')
+    assert appraise_boot(log, quoted(log, SHA1), policy).findings == ()
+    assert ids(appraise_boot(log, quote_of(SHA256, {}), policy)) == ["measured_boot.parser.invalid_pcrs_hashes"]
 
 
 # --- quotes and policies around a log -------------------------------------------------------------------------------

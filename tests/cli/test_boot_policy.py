@@ -35,6 +35,15 @@ def test_learn_writes_a_policy_and_says_what_it_does_not_judge(policy: Path) -> 
     assert json.loads(done.stdout)["limeguard_boot_policy"] == 1
 
 
+def test_learn_adds_to_a_policy(policy: Path) -> None:
+    done = run("learn", VM / "grub-off.bin", "--base", policy)
+    assert done.exit_code == 0
+    assert "Still refused:" in done.stderr
+    assert "says that Secure Boot is off" in done.stderr
+    assert json.loads(done.stdout)["description"] == "test"
+    assert run("learn", VM / "grub-off.bin", "--base", policy.with_name("absent")).exit_code == 1
+
+
 def test_check_accepts_with_the_real_pcrs(policy: Path) -> None:
     done = run("check", "--policy", policy, "--log", VM / "grub-shim.bin", "--pcrs", VM / "grub-shim.pcrs.json")
     report = json.loads(done.stdout)

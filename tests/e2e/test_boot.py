@@ -1,7 +1,9 @@
 """A node with a boot log, with our own programs and a software TPM: accepted, lied about, judged anew by an update."""
 
 import json
+import re
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from limeguard.evidence.bootlog.log import parse_boot_log
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-pull")]
 
 LOG = vm_log("grub-shim")
+SERVERS = {"verifier": "verifier", "registrar": "registrar_tls"}
 
 
 def booted(site: Site, path: Path) -> Node:
@@ -37,6 +40,38 @@ def learned(site: Site, folder: Path, name: str) -> str:
     command = site.command("boot", "learn", str(source), "--output", str(made))
     subprocess.run(command, check=True, capture_output=True, timeout=60, env=clean_environment({}))
     return str(made)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "verify-evidence.md"
+
+
+def test_the_page_about_evidence_goes_as_it_says(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "binary_bios_measurements"
+    node = booted(site, path)
+    (program,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    servers = {name.upper(): f"https://127.0.0.1:{site.ports[port]}" for name, port in SERVERS.items()}
+    environment = clean_environment({"NODE": node.id, "TLS": str(site.authority), **servers})
+
+    def said() -> tuple[int, list[str]]:
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert not done.stderr, done.stderr
+        return done.returncode, done.stdout.splitlines()
+
+    Path(learned(site, tmp_path, "grub-shim")).rename(tmp_path / "boot.json")
+    assert said() == (0, ["valid"])
+    Path(learned(site, tmp_path, "grub-off")).rename(tmp_path / "boot.json")
+    status, lines = said()
+    assert (status, lines[-1]) == (1, "not valid")
+    assert {line.split()[0] for line in lines[:-1]} == {"measured_boot.policy_limeguard"}
+    path.write_bytes(vm_log("grub-off"))
+    status, lines = said()
+    assert (status, lines[-1]) == (1, "not valid")
+    assert any(line.startswith("measured_boot.invalid_pcr_8 ") for line in lines)
+    assert site.node_view(node.id) is None
+    node.stop()
 
 
 def test_a_boot_is_accepted_a_lie_is_found_and_an_updated_policy_judges_anew(site: Site, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from limeguard.policy.errors import PolicyError
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
-CASES = 1_500
+CASES = 1_000
 SEED = 20261127
 ACCEPTED = ("keylime-el9-kvm-secureboot", "tpm2tools-event-bootorder", "tpm2tools-event-moklisttrusted")
 """Logs that the state made of them accepts: changes of these say the most."""

@@ -13,6 +13,7 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.evidence.bootlog.event_types import EV_SEPARATOR
 from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
+from limeguard.wire.agent_v2 import MAX_BOOT_LOG
 
 pytestmark = pytest.mark.services
 
@@ -74,6 +75,10 @@ def no_base64(firmware: SoftFirmware) -> None:
     firmware.sent = "@@@"
 
 
+def far_too_long(firmware: SoftFirmware) -> None:
+    firmware.sent = "A" * (MAX_BOOT_LOG + 4)
+
+
 def other_bank(firmware: SoftFirmware) -> None:
     firmware.log = bytes(4) + (7).to_bytes(4, "little") + bytes(20) + (16).to_bytes(4, "little") + bytes(16)
 
@@ -89,8 +94,8 @@ def behind_the_log(firmware: SoftFirmware) -> None:
         (invented, "measured_boot.invalid_pcr_9"),
         (behind_the_log, "measured_boot.invalid_pcr_12"),
         (cut, "measured_boot.parser.tpm2_eventlog.error"),
-        (nothing, "measured_boot.parser.tpm2_eventlog.error"),
         (no_base64, "measured_boot.parser.log.base64decode"),
+        (far_too_long, "measured_boot.parser.log.base64decode"),
         (other_bank, "measured_boot.parser.invalid_pcrs_hashes"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -104,6 +109,18 @@ async def test_a_lie_about_the_boot_is_found(site: Site, lie: Lie, event: str) -
     assert (await site.status(agent))["last_event_id"] == event
 
 
+async def test_the_log_says_which_pcr_parts_from_the_boot_log_as_test_suites_expect(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent, _ = await booted(site)
+    before = agent.node.pcrs[0]
+    agent.node.extend(0, bytes(32))
+    await site.reaches(agent, "distrusted")
+    told, quoted = before.hex(), agent.node.pcrs[0].hex()
+    said = f"For PCR 0 and hash sha256 the boot event log has value '{told}' but the agent node-1 returned '{quoted}'"
+    assert ("keylime.tpm", "ERROR", said) in [(one.name, one.levelname, one.getMessage()) for one in caplog.records]
+
+
 @pytest.mark.parametrize("lie", [cut, no_base64], ids=lambda lie: lie.__name__)
 async def test_a_log_that_cannot_be_read_is_found_where_no_policy_asks_for_it(site: Site, lie: Lie) -> None:
     # trust: fail-closed
@@ -114,11 +131,21 @@ async def test_a_log_that_cannot_be_read_is_found_where_no_policy_asks_for_it(si
     assert event.startswith("measured_boot.parser.")
 
 
-async def test_a_node_that_sends_no_log_is_not_trusted(site: Site) -> None:
-    # trust: empty-is-not-valid
-    agent, _ = await booted(site)
+async def test_an_empty_log_is_none_where_no_policy_asks_for_one(site: Site) -> None:
+    agent, firmware = await booted(site, mb_policy=None, tpm_policy='{"mask": "0x1"}')
+    nothing(firmware)
     await site.reaches(agent, "trusted", rounds=1)
-    agent.alter = lambda _request, results: results
+
+
+@pytest.mark.parametrize("empty", [True, False])
+async def test_a_node_that_sends_no_log_is_not_trusted(site: Site, *, empty: bool) -> None:
+    # trust: empty-is-not-valid
+    agent, firmware = await booted(site)
+    await site.reaches(agent, "trusted", rounds=1)
+    if empty:
+        nothing(firmware)
+    else:
+        agent.alter = lambda _request, results: results
     events = site.event_ids(await site.reaches(agent, "distrusted"))
     assert events == [f"pcr_validation.unused_pcr_{pcr}" for pcr in range(16) if pcr != 10]
 

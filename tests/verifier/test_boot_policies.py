@@ -107,6 +107,21 @@ async def test_a_policy_that_came_with_a_node_is_stored_under_its_id_and_goes_wi
             assert (await site.ask("GET", PATH)).json["results"] == {"mbpolicy names": []}
 
 
+async def test_a_name_stands_for_what_is_stored_now_whoever_stored_it(tmp_path: Path, authority: Authority) -> None:
+    # trust: fail-closed
+    async with (
+        running_verifier(tmp_path, authority) as site,
+        running_verifier(tmp_path, authority, uuid="two") as second,
+    ):
+        await add(site, "web", "{}")
+        await second.ask("DELETE", f"{PATH}/web")
+        await add(second, "web", None)
+        agent = await site.add_agent()
+        await site.enrol(agent, mb_policy_name="web")
+        assert (await site.status(agent))["has_mb_refstate"] == 0
+        assert (await site.ask("GET", f"{PATH}/web")).json["results"]["mb_policy"] is None
+
+
 async def test_a_node_without_policy_has_none(site: Site) -> None:
     agent = await site.add_agent()
     await site.enrol(agent)

@@ -18,7 +18,6 @@ from limeguard.wire.evidence_v2 import (
     MissingParameter,
     TeeEvidence,
     TpmEvidence,
-    boot_log,
     decode_evidence,
     encode_incomplete,
     encode_result,
@@ -84,15 +83,6 @@ def test_a_nonce_that_is_no_base64_stands_for_itself() -> None:
 @pytest.mark.parametrize("policy", [None, "", {}])
 def test_a_policy_that_says_nothing_is_none(policy: str | dict[str, Any] | None) -> None:
     assert policy_text(policy) == ""
-
-
-def test_a_boot_log_is_base64_or_refused() -> None:
-    assert boot_log(None) is None
-    assert boot_log("") is None
-    assert boot_log("AAE=") == b"\0\1"
-    for text in ("@", "AAE", "AA==\n", "é"):
-        with pytest.raises(ValueError, match=r"."):
-            boot_log(text)
 
 
 def test_what_is_missing_is_told_with_the_outcome() -> None:

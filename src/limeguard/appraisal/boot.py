@@ -25,12 +25,15 @@ from limeguard.appraisal.findings import (
     ContextValue,
     Finding,
 )
-from limeguard.evidence.bootlog.enriched import VERSION, enriched_event
-from limeguard.evidence.bootlog.log import BootLog, parse_boot_log
-from limeguard.evidence.bootlog.replay import DataProof, ReplayedBootLog, ReplayFault, prove
+from limeguard.crypto.hashes import HashAlgorithm
+from limeguard.evidence.bootlog.decode import decode
+from limeguard.evidence.bootlog.event_types import EV_EFI_VARIABLE_AUTHORITY
+from limeguard.evidence.bootlog.layouts import split_variable
+from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
+from limeguard.evidence.bootlog.replay import DataProof, ProvenEvent, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
-from limeguard.policy.boot import BOOT_PCRS, BootPolicy
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.boot.checks import evaluate
 from limeguard.policy.boot.rules import BootRules
 
@@ -38,6 +41,7 @@ MAX_REFUSALS: Final = 32
 """Refusals of one log that are kept; what a node changed is seen from fewer."""
 DEFAULT_LOGS: Final = 16_384
 _ACCOUNTED: Final = tuple(sorted(BOOT_PCRS))
+VENDOR_KEYS: Final = "vendor_db".encode("utf-16-le")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,17 +194,27 @@ def _rejections(log: BootLog, replayed: ReplayedBootLog, policy: BootPolicy) -> 
 
 
 def quoted_view(log: BootLog, replayed: ReplayedBootLog) -> Mapping[str, Any]:
-    """Return the decoded log with what may be looked at: digests of the quoted bank, no data that they contradict."""
-    contradicted = {one.event.event_num for one in replayed.events if one.proof is DataProof.CONTRADICTED}
-    shown = [enriched_event(event, log) for event in log.events]
-    for event in shown:
-        if "Digests" in event:
-            event["Digests"] = [one for one in event["Digests"] if one["AlgorithmId"] == replayed.bank.name]
-        if event["EventNum"] in contradicted:
-            event.pop("Event", None)
-    return {"version": VERSION, "events": shown}
+    """Return the decoded log with what may be looked at: digests of the quoted bank, data that they do not deny."""
+    unseen = {one.event.event_num for one in replayed.events if _unseen(one)}
+    return {"events": [_seen(event, replayed.bank, unseen) for event in log.events]}
 
 
-def accounted(policy: BootPolicy | None) -> frozenset[int]:
-    """Return the PCRs that an answer has to quote for this policy."""
-    return BOOT_PCRS if policy is not None and policy.active else frozenset()
+def _unseen(event: ProvenEvent) -> bool:
+    """Say whether the data of an event may not be looked at: it is a lie, or keys of a vendor that nothing covers."""
+    if event.proof is DataProof.HINT and event.event.type == EV_EFI_VARIABLE_AUTHORITY:
+        variable = split_variable(event.event.data)
+        return variable is not None and variable.bare_name.lower() == VENDOR_KEYS
+    return event.proof is DataProof.CONTRADICTED
+
+
+def _seen(event: BootEvent, bank: HashAlgorithm, unseen: set[int]) -> dict[str, Any]:
+    digest = event.digests.get(bank)
+    shown: dict[str, Any] = {
+        "EventNum": event.event_num,
+        "PCRIndex": event.pcr,
+        "EventType": event.type_name,
+        "Digests": [] if digest is None else [{"AlgorithmId": bank.name, "Digest": digest.hex()}],
+    }
+    if event.data and event.event_num not in unseen:
+        shown["Event"] = decode(event)
+    return shown

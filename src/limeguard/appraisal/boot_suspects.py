@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from limeguard.appraisal.boot_words import named
-from limeguard.evidence.bootlog.event_types import EV_NO_ACTION
+from limeguard.evidence.bootlog.event_types import EV_IPL, EV_NO_ACTION
 from limeguard.evidence.bootlog.log import BootEvent
-from limeguard.evidence.bootlog.replay import ReplayedBootLog, replay
+from limeguard.evidence.bootlog.replay import ReplayedBootLog
 
 MAX_HASHES: Final = 30_000
 """Hashes for one log: some 20 ms."""
+MAX_LOCALITY: Final = 4
 MAX_PCRS: Final = 4
 """PCRs that are searched; a log that differs in more was not changed in one place."""
 
@@ -31,17 +32,22 @@ def suspect(
         for event in replayed.log.events
         if event.pcr == pcr and event.type != EV_NO_ACTION and bank in event.digests
     ]
-    if not extending or _special_start(pcr, extending, replayed):
+    start = _start(pcr, extending, replayed)
+    if not extending or start is None:
         return ""
-    return next(_Search(replayed, quoted, extending, known, budget).found(), "")
+    return next(_Search(replayed, quoted, extending, known, budget, start).found(), "")
 
 
-def _special_start(pcr: int, extending: Sequence[tuple[BootEvent, bytes]], replayed: ReplayedBootLog) -> bool:
-    """Say whether the PCR started from something else than zeros, which the plain search does not know."""
-    value = bytes(replayed.bank.size)
-    for _, digest in extending:
-        value = replayed.bank.digest(value + digest)
-    return value != replay(replayed.log, replayed.bank).get(pcr, value)
+def _start(pcr: int, extending: Sequence[tuple[BootEvent, bytes]], replayed: ReplayedBootLog) -> bytes | None:
+    """Return what the PCR started from, the TPM's locality in its last byte; None if it was set later, too."""
+    new, size = replayed.bank.constructor, replayed.bank.size
+    for locality in range(MAX_LOCALITY + 1):
+        start = value = bytes(size - 1) + bytes([locality])
+        for _, digest in extending:
+            value = new(value + digest).digest()
+        if value == replayed.pcrs.get(pcr):
+            return start
+    return None
 
 
 class _Search:
@@ -54,14 +60,17 @@ class _Search:
         extending: Sequence[tuple[BootEvent, bytes]],
         known: Mapping[bytes, str],
         budget: int,
+        start: bytes,
     ) -> None:
         self.new = replayed.bank.constructor
         self.quoted = quoted
         self.events = [event for event, _ in extending]
         self.digests = [digest for _, digest in extending]
-        self.known = known
+        # What is listed and not in the log is what was most likely taken out of it.
+        self.absent = {digest: what for digest, what in known.items() if digest not in self.digests}
+        self.present = {digest: what for digest, what in known.items() if digest in self.digests}
         self.budget = budget
-        self.before = [bytes(replayed.bank.size)]
+        self.before = [start]
         for digest in self.digests:
             self.before.append(self.new(self.before[-1] + digest).digest())
 
@@ -77,8 +86,9 @@ class _Search:
         yield from self.cut()
         yield from self.added()
         yield from self.swapped()
-        yield from self.missing()
-        yield from self.replaced()
+        for known in (self.absent, self.present):
+            yield from self.replaced(known)
+            yield from self.missing(known)
 
     def cut(self) -> Iterator[str]:
         for index, value in enumerate(self.before[:-2]):
@@ -100,21 +110,28 @@ class _Search:
             if self.leads(self.before[index], [second, first, *self.digests[index + 2 :]]):
                 yield f"{named(self.events[index])} was measured after {named(self.events[index + 1])}"
 
-    def missing(self) -> Iterator[str]:
+    def missing(self, known: Mapping[bytes, str]) -> Iterator[str]:
         for index in range(len(self.events), -1, -1):
-            for digest, what in self.known.items():
+            for digest, what in known.items():
                 if self.budget < 0:
                     return
                 if self.leads(self.before[index], [digest, *self.digests[index:]]):
                     place = f"before {named(self.events[index])}" if index < len(self.events) else "at its end"
                     yield f"an event is missing from the log {place}: {what} ({digest.hex()})"
 
-    def replaced(self) -> Iterator[str]:
+    def replaced(self, known: Mapping[bytes, str]) -> Iterator[str]:
         for index in range(len(self.events) - 1, -1, -1):
             event = self.events[index]
-            own = {self.new(event.data).digest(): "what its data says"}
-            for digest, what in (own | dict(self.known)).items():
+            own = {self.new(data).digest(): "what its data says" for data in _texts(event)}
+            for digest, what in {**own, **known}.items():
                 if self.budget < 0:
                     return
                 if self.leads(self.before[index], [digest, *self.digests[index + 1 :]]):
                     yield f"the digest of {named(event)} was changed: the TPM measured {what} ({digest.hex()})"
+
+
+def _texts(event: BootEvent) -> Iterator[bytes]:
+    """Yield what of the event's data a digest may be of."""
+    yield event.data
+    if event.type == EV_IPL:
+        yield event.data.partition(b" ")[2].removesuffix(b"\0")

@@ -5,7 +5,6 @@ import warnings
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from limeguard.evidence.bootlog.decode import decode
 from limeguard.evidence.bootlog.describe import describe, type_name_for_people
@@ -13,8 +12,7 @@ from limeguard.evidence.bootlog.event_types import IMAGE_TYPES
 from limeguard.evidence.bootlog.log import BootEvent
 
 MAX_WORDS: Final = 160
-_UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\xa1-\ufffd]")
-_FILE: Final = re.compile(r"File\((.*?)\)")
+_FILE: Final = re.compile(r"(?:^|/)File\((.*?)\)")
 
 ROLES: Final = (
     ("shim", "shim"),
@@ -32,7 +30,7 @@ ROLES: Final = (
 
 def words(text: str, limit: int = MAX_WORDS) -> str:
     """Return text on one line, without what a terminal would act on, and short."""
-    plain = _UNPRINTABLE.sub(" ", text).strip()
+    plain = "".join(c if c.isprintable() else " " for c in text[: limit + 1]).strip()
     return plain if len(plain) <= limit else f"{plain[: limit - 3]}..."
 
 
@@ -66,5 +64,5 @@ def certificate_words(der: bytes) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # firmware holds certificates that break rules nobody asks about here
             return words(x509.load_der_x509_certificate(der).subject.rfc4514_string())
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except Exception:  # noqa: BLE001 - the library raises what it likes on odd input, and these are words for people
         return ""

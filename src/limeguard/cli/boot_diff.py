@@ -1,6 +1,5 @@
 """`limeguard boot diff`: what changed from one boot log or policy to another, in words."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from limeguard.authoring.boot.images import names_of
 from limeguard.authoring.boot.learn import Named, learn
 from limeguard.authoring.policy.collected import SourceError
 from limeguard.cli.boot_show import read_log
-from limeguard.policy.boot.rules import MARK, BootDocument, compile_boot_rules
+from limeguard.policy.boot import parse_boot_policy
+from limeguard.policy.boot.rules import MARK, BootDocument, BootRules
 from limeguard.policy.errors import PolicyError
 from limeguard.telemetry import clean
 
@@ -49,15 +49,15 @@ def read_either(path: Path, names: dict[str, str]) -> BootDocument:
         is_text = file.read(64).lstrip().startswith(b"{")
     if not is_text:
         return learn([Named(clean(path), read_log(path))], names=names)
+    return read_document(path)
+
+
+def read_document(path: Path) -> BootDocument:
+    """Read a policy of our own format. Raises SourceError, PolicyError."""
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as problem:
-        raise SourceError(f"{path} is not JSON: {problem}") from None
-    if MARK not in document:
+        policy = parse_boot_policy(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SourceError(f"An error occurred: {problem}") from None
+    if not isinstance(policy.judge, BootRules):
         raise SourceError(f"{path} is not a policy with the member {MARK}")
-    try:
-        read = msgspec.convert(document, BootDocument)
-    except msgspec.ValidationError as problem:
-        raise SourceError(f"{path}: {problem}") from None
-    compile_boot_rules(read)
-    return read
+    return policy.judge.document

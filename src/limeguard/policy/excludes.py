@@ -120,7 +120,8 @@ def compile_whole(pattern: str) -> Matcher:
     try:
         for conditions, body in _translated(pattern):
             tests = tuple((wanted, _compiled([part])) for wanted, part in conditions)
-            alternatives.append(_Guarded(tests, _compiled([body], whole=True)))
+            matcher = _compiled([body], whole=True)
+            alternatives.append(_Guarded(tests, matcher) if tests else matcher)
     except _NotLinearError as problem:
         raise PolicyError(f"'{pattern[:200]}': {problem}") from None
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from limeguard.appraisal.findings import IMA_DIGEST, IMA_NOT_ALLOWED, Finding
+from limeguard.appraisal.findings import BOOT_REPLAY, IMA_DIGEST, IMA_NOT_ALLOWED, Finding
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Node
@@ -79,6 +79,15 @@ def _log_finding(node: Node, agent: str, finding: Finding) -> None:
             agent,
             clean(", ".join(expected)),
             extra={"agent_id": agent, "event_id": finding.event_id},
+        )
+    if finding.kind is BOOT_REPLAY:
+        tpm_log.error(
+            "For PCR %s and hash %s the boot event log has value '%s' but the agent %s returned '%s'",
+            context.get("pcr"),
+            clean(context.get("bank", "")),
+            clean(context.get("expected", "")),
+            agent,
+            clean(context.get("got", "")),
         )
     shown = ", ".join(f"{name}: {value}" for name, value in context.items())
     about = {"agent_id": agent, "event_id": finding.event_id, "finding": finding.kind.id}

@@ -30,6 +30,7 @@ from limeguard.policy.errors import PolicyError
 from limeguard.policy.pcrs import MASK, PcrPolicy, from_operator
 from limeguard.verifier.enrolment import parse_ak
 from limeguard.verifier.policies import unwrap
+from limeguard.wire.agent_v2 import BadAnswer, decode_boot_log
 from limeguard.wire.envelope import BadRequest
 from limeguard.wire.evidence_v2 import (
     NO_POLICY,
@@ -37,7 +38,6 @@ from limeguard.wire.evidence_v2 import (
     Failure,
     MissingParameter,
     TpmEvidence,
-    boot_log,
     decode_evidence,
     encode_incomplete,
     encode_result,
@@ -116,11 +116,12 @@ class OneTime:
         if hash_by_name(evidence.hash_alg) is None:
             return (Finding(HASH_NOT_ACCEPTED, {"message": f"unknown hash algorithm {evidence.hash_alg[:40]!r}"}),)
         try:
-            ak, log = parse_ak(evidence.tpm_ak), boot_log(evidence.mb_log)
+            ak = parse_ak(evidence.tpm_ak)
+            log = decode_boot_log(evidence.mb_log) if evidence.mb_log else None
         except BadRequest as problem:
             return (Finding(INVALID_QUOTE, {"message": problem.status_text}),)
-        except ValueError:
-            return (Finding(BOOT_LOG_BASE64, {"message": "mb_log is not base64 of a boot log"}),)
+        except BadAnswer as problem:
+            return (Finding(BOOT_LOG_BASE64, {"message": f"mb_log cannot be read: {problem}"}),)
         appraisal = appraise_brought(
             BroughtEvidence(quote=evidence.quote, ima_log=evidence.ima_measurement_list or "", boot_log=log),
             BroughtExpectation(

@@ -5,7 +5,6 @@ agents do wrong comes back as an event.
 """
 
 import asyncio
-import binascii
 import secrets
 import time
 from base64 import b64decode
@@ -36,7 +35,7 @@ from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.supervision import Job
 from limeguard.web.client import Unreachable
 from limeguard.wire import versions
-from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer
+from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer, decode_boot_log
 
 log = get_logger("keylime.verifier")
 
@@ -172,12 +171,15 @@ class Poller:
             evidence = _evidence(answer)
         except BadAnswer as problem:
             return unreadable(self._expected(node, question, nonce_expires), history, clean(problem)), None
-        expected = self._expected(node, question, nonce_expires)
+        expected, now = self._expected(node, question, nonce_expires), self._now()
+        if now > nonce_expires:
+            # Requests end before that, so this process stood still meanwhile: nothing to hold against the node.
+            raise Unreachable("timeout", "the answer was looked at when its nonce had expired")
         if self._takes_long(node, answer):
             # Seconds of work for a list of a million lines: other nodes must not wait for it.
-            appraisal = await asyncio.to_thread(self._judge, evidence, expected, history, self._now())
+            appraisal = await asyncio.to_thread(self._judge, evidence, expected, history, now)
         else:
-            appraisal = self._judge(evidence, expected, history, self._now())
+            appraisal = self._judge(evidence, expected, history, now)
         no_base64 = evidence.boot_log == b"" and answer.mb_measurement_list
         return _not_base64(appraisal) if no_base64 else appraisal, answer
 
@@ -294,12 +296,15 @@ def _evidence(answer: QuoteAnswer) -> Evidence:
 
 
 def _boot_log(text: str | None) -> bytes | None:
-    """Decode the boot log. What is not base64 comes out empty, which no log is."""
-    if text is None:
+    """Decode the boot log. What is not base64, or far too long, comes out empty, which no log is.
+
+    An empty text is no log, as in Keylime: agents send it where the kernel's file is empty.
+    """
+    if not text:
         return None
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
-    except ValueError:
+        return decode_boot_log(text)
+    except BadAnswer:
         return b""
 
 
@@ -308,7 +313,9 @@ def _not_base64(appraisal: Appraisal) -> Appraisal:
     return with_fields(
         appraisal,
         findings=tuple(
-            Finding(BOOT_LOG_BASE64, {"message": "mb_measurement_list is not base64 of a boot log"})
+            Finding(
+                BOOT_LOG_BASE64, {"message": "mb_measurement_list is not base64 of a boot log, or too long for one"}
+            )
             if finding.kind is BOOT_LOG_MALFORMED
             else finding
             for finding in appraisal.findings

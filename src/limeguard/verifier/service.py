@@ -364,8 +364,7 @@ class VerifierService:
                 except Conflict:
                     raise Refused(409, verifier_v2.policy_exists(name)) from None
         elif named:
-            await self._shelf.load([name])
-            if await self._shelf.get(name) is None:
+            if await self._shelf.fetch(name) is None:
                 raise Refused(404, f"Could not find IMA policy with name {name}!")
         else:
             await self._shelf.put(name, Accepted(EMPTY_POLICY_TEXT, parse_runtime_policy(EMPTY_POLICY_TEXT)))
@@ -383,8 +382,7 @@ class VerifierService:
             except Conflict:
                 raise Refused(409, verifier_v2.boot_policy_exists(name)) from None
             return True
-        await self._boot_shelf.load([name])
-        row = await self._boot_shelf.get(name)
+        row = await self._boot_shelf.fetch(name)
         if row is None:
             raise Refused(404, f"Could not find mb_policy with name {name}!")
         return row.text is not None

@@ -124,6 +124,10 @@ class Shelf(Generic[RowT, CompiledT]):
             if name not in self._checksums:
                 await self._load(name)
 
+    async def fetch(self, name: str) -> RowT | None:
+        """Return one stored policy as it is now, and have it ready."""
+        return await self._load(name)
+
     async def run(self) -> None:
         """Follow changes that other processes make, until cancelled."""
         while True:
@@ -146,10 +150,10 @@ class Shelf(Generic[RowT, CompiledT]):
         self._missing = missing
         self._sweep()
 
-    async def _load(self, name: str) -> None:
+    async def _load(self, name: str) -> RowT | None:
         row = await self._rows.get(name)
         if row is None:
-            return
+            return None
         try:
             policy = self._compiled.get(row.checksum)
             if policy is None:
@@ -157,8 +161,9 @@ class Shelf(Generic[RowT, CompiledT]):
         except PolicyError as problem:
             log.error("%s %s cannot be used: %s", self._kind, clean(name), clean(problem))  # noqa: TRY400
             self._checksums.pop(name, None)
-            return
+            return row
         self._put(row, policy)
+        return row
 
     def _put(self, row: RowT, policy: CompiledT) -> None:
         self._missing -= {row.name}

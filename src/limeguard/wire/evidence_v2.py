@@ -4,7 +4,6 @@ Decides what a well-formed request is and how the outcome is spelled; whether ev
 """
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -132,11 +131,6 @@ def nonces(text: str) -> tuple[bytes, ...]:
         return plain, base64.b64decode(text, validate=True)
     except ValueError:
         return (plain,)
-
-
-def boot_log(text: str | None) -> bytes | None:
-    """Decode the boot log, None for none. Raises ValueError."""
-    return binascii.a2b_base64(text, strict_mode=True) if text else None
 
 
 def encode_result(result: EvidenceResult) -> bytes:

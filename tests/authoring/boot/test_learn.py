@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.boot_logs import (
     SEPARATORS,
@@ -26,7 +26,7 @@ from tests.fakes.vectors import FOLDER
 from limeguard.appraisal.boot import appraise_boot
 from limeguard.authoring.boot.changes import changes
 from limeguard.authoring.boot.images import authenticode_pieces, names_of
-from limeguard.authoring.boot.learn import Named, check_learned, learn
+from limeguard.authoring.boot.learn import Named, check_learned, extended, learn
 from limeguard.authoring.boot.refstate import Strictness, reference_state
 from limeguard.authoring.policy.collected import SourceError
 from limeguard.crypto.hashes import SHA256
@@ -159,6 +159,30 @@ def test_pcrs_can_be_passed_over_and_nothing_is_learned_from_nothing() -> None:
         learn([])
 
 
+def test_a_policy_in_use_grows_and_keeps_what_was_decided() -> None:
+    old = hand_made(
+        (4, ev.EV_EFI_BOOT_SERVICES_APPLICATION, image(b""), b"kernel 1"), (12, ev.EV_IPL, utf16("root=a v=1\0"))
+    )
+    new = hand_made(
+        (4, ev.EV_EFI_BOOT_SERVICES_APPLICATION, image(b""), b"kernel 2"),
+        (12, ev.EV_IPL, utf16("root=a v=2\0")),
+        (1, ev.EV_EFI_HANDOFF_TABLES, bytes(8), b"tables"),
+    )
+    base = msgspec.structs.replace(
+        learned(old), command_lines=[r"root=a v=\d"], unknown_events={"1": "allow"}, description="ours"
+    )
+    document = extended(base, learned(new))
+    assert accepted(document, old)
+    assert accepted(document, new)
+    assert not accepted(base, new)
+    assert len(document.boot_applications) == 2
+    assert document.command_lines == base.command_lines
+    assert "1" not in document.events
+    assert (document.description, document.unknown_events) == ("ours", {"1": "allow"})
+    assert extended(document, learned(new)) == document
+    assert not accepted(extended(base, learned(new)), hand_made(on=False))
+
+
 # --- differences ----------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +241,7 @@ def test_a_bank_more_is_no_change() -> None:
     assert words(one, two) == []
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_no_change_of_a_list_goes_unsaid(data: st.DataObject) -> None:
     names = st.lists(st.sampled_from("abcdef"), unique=True)
@@ -312,6 +337,7 @@ def test_files_are_named_with_their_version(tmp_path: Path) -> None:
         names_of(tmp_path / "absent")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.integers(0, 1500))
 def test_no_file_breaks_the_reader_of_images(data: bytes, cut: int) -> None:
     authenticode_pieces(data)

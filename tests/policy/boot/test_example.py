@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fakes.shared import shared_path
 
@@ -190,6 +190,8 @@ def test_a_stored_state_with_faults_is_rejected_under_its_name() -> None:
 def test_the_checksum_is_of_name_and_text() -> None:
     texts = {parse_boot_policy(text, name).checksum for text in ("{}", "{ }") for name in ("accept-all", "example")}
     assert len(texts) == 4
+    odd = [("\ud800", "a"), ("?", "a"), ("b", "a\0"), ("\0b", "a")]
+    assert len({stored_boot_policy(text, name).checksum for text, name in odd}) == 4
 
 
 def test_a_command_line_pattern_takes_linear_time(upstream: Path) -> None:
@@ -218,6 +220,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_log_makes_the_test_fail_with_an_exception(data: st.DataObject, upstream: Path) -> None:
     # trust: fail-closed
@@ -231,6 +234,7 @@ def test_no_log_makes_the_test_fail_with_an_exception(data: st.DataObject, upstr
     assert len(evaluate(test, log)) <= MAX_REASON
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON)
 def test_a_log_of_any_shape_is_rejected(log: object) -> None:
     # trust: fail-closed

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limeguard.policy.boot import OWN_NAME, parse_boot_policy
@@ -99,6 +99,15 @@ def test_what_cannot_be_meant_is_refused_with_its_place(members: dict[str, Any],
     assert said in problems(**members)
 
 
+def test_a_member_that_is_written_twice_is_refused() -> None:
+    # trust: fail-closed
+    text = '{"limeguard_boot_policy": 1, "variables": {"db": 1, "db": 2}, "secure_boot": "on", "secure_boot": "any"}'
+    with pytest.raises(PolicyError) as caught:
+        parse_boot_policy(text)
+    assert "'secure_boot' is written more than once" in str(caught.value)
+    assert "'db' is written more than once" in str(caught.value)
+
+
 def test_all_problems_are_named_together() -> None:
     text = problems(pcrs=[4, 30], firmware=[{"sha256": "1"}], command_lines=["["], must_occur=["mok"])
     for part in ("[30]", "firmware[0]", "command_lines[0]", "must_occur"):
@@ -161,6 +170,7 @@ JSON = st.recursive(
 MEMBERS = st.sampled_from(BootDocument.__struct_fields__)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(MEMBERS, JSON, max_size=4))
 def test_any_document_is_read_or_refused_with_reasons(members: dict[str, Any]) -> None:
     # trust: fail-closed

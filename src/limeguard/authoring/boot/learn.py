@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+import msgspec
+
 from limeguard.appraisal.boot_facts import (
     COMMAND_PCR,
     FILES_PCR,
@@ -38,6 +40,7 @@ from limeguard.evidence.bootlog.replay import (
 )
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.evidence.tpm.structures import ClockInfo
+from limeguard.policy.boot.checks import pattern
 from limeguard.policy.boot.rules import (
     DEFAULT_PCRS,
     BootDocument,
@@ -47,6 +50,7 @@ from limeguard.policy.boot.rules import (
     Signatures,
     Variables,
     compile_boot_rules,
+    literal,
 )
 
 CONFIGURATION: Final = frozenset({1, 3, 5, 6})
@@ -144,6 +148,39 @@ def learn(
 
 _REQUIRED: Final[tuple[Section, ...]] = ("boot_applications", "command_lines", "initrds")
 _BY_PCR: Final = {0: "firmware", 2: "option_roms", 4: "boot_applications", 8: "commands", 14: "mok"}
+
+
+def extended(base: BootDocument, learned: BootDocument) -> BootDocument:
+    """Return a policy that is in use, with what a learned one lists beside it.
+
+    Only lists grow. What an operator decided (Secure Boot, databases, levels, patterns, what is passed over) stays.
+    """
+    lines = [pattern(text) for text in base.command_lines]
+    new_lines = [text for text in learned.command_lines if not any(one.matches(literal(text)) for one in lines)]
+    events = {
+        pcr: _and_more(base.events.get(pcr, []), listed)
+        for pcr, listed in learned.events.items()
+        if int(pcr) in base.pcrs and base.unknown_events.get(pcr) != "allow" and pcr not in base.values
+    }
+    certificates = {one.sha256.lower() for one in base.authorities}
+    return msgspec.structs.replace(
+        base,
+        authorities=[*base.authorities, *(one for one in learned.authorities if one.sha256 not in certificates)],
+        command_lines=[*base.command_lines, *new_lines],
+        events={**base.events, **events},
+        firmware=_and_more(base.firmware, learned.firmware),
+        option_roms=_and_more(base.option_roms, learned.option_roms),
+        boot_applications=_and_more(base.boot_applications, learned.boot_applications),
+        commands=_and_more(base.commands, learned.commands),
+        boot_files=_and_more(base.boot_files, learned.boot_files),
+        initrds=_and_more(base.initrds, learned.initrds),
+        mok=_and_more(base.mok, learned.mok),
+    )
+
+
+def _and_more(these: list[Known], those: list[Known]) -> list[Known]:
+    known = {(bank, digest.lower()) for one in these for bank, digest in one.digests()}
+    return [*these, *(one for one in those if not known.issuperset(one.digests()))]
 
 
 def check_learned(document: BootDocument, logs: Sequence[Named]) -> Iterator[str]:

@@ -6,10 +6,12 @@ means. A document with the member `limeguard_boot_policy` is ours, and says itse
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from limeguard.evidence.bootlog.replay import BOOT_PCRS as BOOT_PCRS
 from limeguard.policy.boot.checks import RejectAll, Rule
 from limeguard.policy.boot.example import RELEVANT, example_test, parse_reference_state
 from limeguard.policy.boot.rules import MARK, BootRules, parse_boot_rules
@@ -22,8 +24,6 @@ NAMES: Final = (ACCEPT_ALL, REJECT_ALL, EXAMPLE)
 """The policies that reference states can be judged by."""
 OWN_NAME: Final = "limeguard"
 """How a document of our own format is reported; it may be named so, or with the default name."""
-BOOT_PCRS: Final = frozenset({*range(10), *range(11, 16)})
-"""The PCRs that a boot log accounts for, all but the one that the kernel extends with each file."""
 MAX_TEXT: Final = 8 << 20
 """Characters of a policy. A revocation list of a thousand digests has some 200 KB."""
 
@@ -60,9 +60,7 @@ def parse_boot_policy(text: str, name: str = ACCEPT_ALL) -> BootPolicy:
     An unknown name acts as `reject-all` and is reported so, as in Keylime.
     """
     document = _document(text)
-    checksum = hashlib.sha256(
-        b"\0".join((name.encode("utf-8", "replace"), text.encode("utf-8", "replace")))
-    ).hexdigest()
+    checksum = _checksum(text, name)
     if not document:
         return BootPolicy(name, checksum, text, active=False, required=frozenset(), judge=None)
     if MARK in document:
@@ -91,9 +89,7 @@ def stored_boot_policy(text: str, name: str = ACCEPT_ALL) -> BootPolicy:
         return parse_boot_policy(text, name)
     except PolicyError as problem:
         why = "; ".join(problem.problems)
-    checksum = hashlib.sha256(
-        b"\0".join((name.encode("utf-8", "replace"), text.encode("utf-8", "replace")))
-    ).hexdigest()
+    checksum = _checksum(text, name)
     try:
         document = _document(text)
     except PolicyError:
@@ -103,13 +99,29 @@ def stored_boot_policy(text: str, name: str = ACCEPT_ALL) -> BootPolicy:
     return BootPolicy(shown, checksum, text, active=True, required=required, judge=RejectAll(f"policy: {why}"))
 
 
+def _checksum(text: str, name: str) -> str:
+    """Return what tells policies apart, by every character of both."""
+    parts = (part.encode("utf-8", "surrogatepass") for part in (name, text))
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
 def _document(text: str) -> Mapping[str, Any]:
     if len(text) > MAX_TEXT:
         raise PolicyError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are allowed")
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return members
+
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as problem:
         raise PolicyError(f"the policy is not JSON: {problem}") from None
     if not isinstance(document, dict):
         raise PolicyError("the policy is not a JSON object")
+    if MARK in document and repeated:
+        raise PolicyError(*(f"the member {name[:80]!r} is written more than once" for name in repeated))
     return document

@@ -133,7 +133,7 @@ class Field:
 
     def __call__(self, run: Run, subject: object, /) -> str:
         """Look at the member."""
-        if not isinstance(subject, Mapping) or self.name not in subject:
+        if not isinstance(subject, dict) or self.name not in subject:
             return f"{shown(subject)} lacks the member {self.name}"
         reason = self.test(run, subject[self.name])
         return f"{self.name} {reason}" if reason else PASSED
@@ -187,21 +187,21 @@ class Dispatch:
 
     def __call__(self, run: Run, subject: object, /) -> str:
         """Choose and ask."""
-        if not isinstance(subject, Mapping):
+        if not isinstance(subject, dict):
             return f"{shown(subject)} is not an object"
-        missing = [key for key in self.keys if key not in subject]
-        if missing:
-            return f"lacks the members {', '.join(missing)}"
-        chosen = tuple(subject[key] for key in self.keys)
         try:
+            chosen = tuple([subject[key] for key in self.keys])
             test = self.tests.get(chosen)
+        except KeyError:
+            return f"lacks one of the members {', '.join(self.keys)}"
         except TypeError:  # a list or an object where a text or a number belongs
             test = None
-        named = ", ".join(f"{key} {shown(value)}" for key, value in zip(self.keys, chosen, strict=True))
-        if test is None:
-            return f"nothing is allowed with {named}"
-        reason = test(run, subject)
-        return f"({named}) {reason}" if reason else PASSED
+        reason = "is allowed by nothing" if test is None else test(run, subject)
+        if not reason:
+            return PASSED
+        named = ", ".join(f"{key} {shown(subject[key])}" for key in self.keys)
+        said = f", Event {shown(subject['Event'])}" if "Event" in subject else ""
+        return f"({named}{said}) {reason}"
 
 
 def dispatch(keys: Sequence[str], *rows: tuple[tuple[object, ...], Rule]) -> Dispatch:
@@ -276,6 +276,26 @@ def pattern(text: str) -> Pattern:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """The subject is a text that begins with one part and has another in it; on one line unless `lines`."""
+
+    start: str = ""
+    part: str = ""
+    lines: bool = False
+
+    def __call__(self, _run: Run, subject: object, /) -> str:
+        """Look."""
+        if (
+            isinstance(subject, str)
+            and subject.startswith(self.start)
+            and self.part in subject
+            and (self.lines or "\n" not in subject)
+        ):
+            return PASSED
+        return f"is not {self.start}...{self.part}"
+
+
+@dataclass(frozen=True, slots=True)
 class AnyDigest:
     """The subject has a digest that is listed for its algorithm. An empty list allows nothing."""
 
@@ -300,10 +320,10 @@ def any_digest(listed: Iterable[Mapping[str, str]]) -> AnyDigest:
 
 def digests_of(subject: object) -> list[tuple[str, str]]:
     """Return algorithm and digest of each digest that an event has; none where one of them is no digest."""
-    digests = subject.get("Digests") if isinstance(subject, Mapping) else None
+    digests = subject.get("Digests") if isinstance(subject, dict) else None
     found: list[tuple[str, str]] = []
     for one in digests if isinstance(digests, list) else ():
-        name, digest = (one.get("AlgorithmId"), one.get("Digest")) if isinstance(one, Mapping) else (None, None)
+        name, digest = (one.get("AlgorithmId"), one.get("Digest")) if isinstance(one, dict) else (None, None)
         if not isinstance(name, str) or not isinstance(digest, str):
             return []
         found.append((name, digest))
@@ -324,7 +344,7 @@ class Separator:
 
     def __call__(self, _run: Run, subject: object, /) -> str:
         """Look at data and digest."""
-        data = subject.get("Event") if isinstance(subject, Mapping) else None
+        data = subject.get("Event") if isinstance(subject, dict) else None
         if data != "00000000":  # decoded data is lower case, so the other accepted text, FFFFFFFF, never occurs
             return f"is not a separator without error: {shown(data)}"
         return PASSED if hashes_to_digest(subject, bytes(4)) else "has no digest of a separator"
@@ -338,7 +358,7 @@ class Action:
 
     def __call__(self, _run: Run, subject: object, /) -> str:
         """Look at text and digest."""
-        text = subject.get("Event") if isinstance(subject, Mapping) else None
+        text = subject.get("Event") if isinstance(subject, dict) else None
         if not isinstance(text, str) or text not in self.allowed:
             return f"is not a known action: {shown(text)}"
         return PASSED if hashes_to_digest(subject, text.encode()) else f"has no digest of {shown(text)}"
@@ -371,7 +391,7 @@ def variable_dispatch(*rows: tuple[tuple[object, ...], Rule]) -> Field:
 
 
 def _key(subject: object) -> Key | None:
-    if not isinstance(subject, Mapping):
+    if not isinstance(subject, dict):
         return None
     owner, data = subject.get("SignatureOwner"), subject.get("SignatureData")
     return (owner, data) if isinstance(owner, str) and isinstance(data, str) else None
@@ -405,7 +425,7 @@ class KeysPresent:
 
     def __call__(self, _run: Run, subject: object, /) -> str:
         """Look for each key."""
-        if not isinstance(subject, list) or len(subject) != 1 or not isinstance(subject[0], Mapping):
+        if not isinstance(subject, list) or len(subject) != 1 or not isinstance(subject[0], dict):
             return f"{shown(subject)} is not one signature list"
         if subject[0].get("SignatureType") not in self.types:
             return f"SignatureType is {shown(subject[0].get('SignatureType'))}"

@@ -28,6 +28,7 @@ from limeguard.policy.boot.checks import (
     Pattern,
     Rule,
     Separator,
+    Text,
     VariableNamed,
     any_digest,
     dispatch,
@@ -322,16 +323,16 @@ def _loader_rows(state: ReferenceState, into: Into) -> Iterator[Row]:
     def text(test: Rule) -> Rule:
         return Field("Event", Field("String", test))
 
-    command = And((pattern("kernel_cmdline: .*"), into("kernel_cmdlines")))
-    yield (8, "EV_IPL"), text(Or((pattern("(?s:grub_cmd: .*)"), command)))
+    command = And((Text("kernel_cmdline: "), into("kernel_cmdlines")))
+    yield (8, "EV_IPL"), text(Or((Text("grub_cmd: ", lines=True), command)))
     yield (
         (9, "EV_IPL"),
         Or(
             (
-                text(pattern(".*/loader/entries.*")),
-                text(pattern(".*/grub.*")),
-                And((text(pattern(".*/vmlinuz.*")), into("vmlinuz"))),
-                And((text(Or((pattern(".*/initrd.*"), pattern(".*/initramfs.*")))), into("ipl9s"))),
+                text(Text(part="/loader/entries")),
+                text(Text(part="/grub")),
+                And((text(Text(part="/vmlinuz")), into("vmlinuz"))),
+                And((text(Or((Text(part="/initrd"), Text(part="/initramfs")))), into("ipl9s"))),
             )
         ),
     )

@@ -13,13 +13,13 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from limeguard.crypto import hashes
+from limeguard.evidence.bootlog.replay import BOOT_PCRS
 from limeguard.policy.boot.checks import Pattern, pattern
 from limeguard.policy.errors import PolicyError
 
 MARK: Final = "limeguard_boot_policy"
 VERSION: Final = 1
 DEFAULT_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
-POSSIBLE_PCRS: Final = frozenset({*range(10), *range(11, 16)})
 MAX_LISTED: Final = 50_000
 """Digests, keys and patterns of one policy."""
 
@@ -237,7 +237,7 @@ class _Compiler:
     def check_pcrs(self, pcrs: frozenset[int]) -> None:
         if not pcrs:
             self.problems.append("pcrs is empty, so that nothing would be judged")
-        if strange := sorted(pcrs - POSSIBLE_PCRS):
+        if strange := sorted(pcrs - BOOT_PCRS):
             self.problems.append(f"pcrs: a boot log does not account for {strange}, only for 0 to 9 and 11 to 15")
 
     def check_meaning(self, rules: BootRules) -> None:
