@@ -33,7 +33,7 @@ from limeguard.evidence.bootlog.log import BootEvent, BootLog, parse_boot_log
 from limeguard.evidence.bootlog.replay import DataProof, ProvenEvent, ReplayedBootLog, ReplayFault, prove
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuotedPcrs
-from limeguard.policy.boot import BootPolicy
+from limeguard.policy.boot import BOOT_PCRS, BootPolicy
 from limeguard.policy.boot.checks import evaluate
 from limeguard.policy.boot.rules import BootRules
 
