@@ -28,6 +28,7 @@ must not be its load."""
 LOOK_SECONDS: Final = 0.05
 DETECTION_PATIENCE: Final = 60.0
 ALL_ASKED_SECONDS: Final = 60.0
+DELETION_SECONDS: Final = 60.0
 SAMPLE_SECONDS: Final = 1.0
 FORGOTTEN_INTERVALS: Final = 3.0
 FORGOTTEN_SECONDS: Final = 2.0
@@ -153,6 +154,10 @@ class Simulation:
     async def _delete(self, operator: Operator) -> None:
         there = list(await operator.conditions())
         await self._each("deleting", there, operator.delete)
+        end = self._clock() + DELETION_SECONDS
+        while there and self._clock() < end:  # a node is gone when the running request to it has ended
+            await asyncio.sleep(LOOK_SECONDS)
+            there = list(await operator.conditions())
 
     async def _register(self, operator: Operator, certificate: str) -> None:
         if not operator.registers:
