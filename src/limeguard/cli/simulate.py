@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -125,7 +126,7 @@ def _with_own_servers(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, object]]:
     """Return the settings of the verifier that is started, by section."""
-    found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": str(plan.interval)}}
+    found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": f"{plan.interval:g}"}}
     if options["database"]:
         found["verifier"]["database_url"] = options["database"]
     for text in options["settings"]:
@@ -176,7 +177,8 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pid: int | N
         finally:
             showing.cancel()
 
-    report = asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **report.figures()}
 
 
@@ -267,6 +269,8 @@ def _rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "conditions", ", ".join(f"{name} {count:,}" for name, count in sorted(result["conditions"].items()))
     for attack in sorted({one["attack"] for one in result["detections"]}):
         yield f"found: {attack}", _detected([one for one in result["detections"] if one["attack"] == attack])
+    if result["sessions"]:
+        yield "sessions", f"{result['sessions']:,}"
     if result["notices"]:
         yield "notices", f"{result['notices']:,} reached machines"
     yield "errors", ", ".join(f"{kind} {count:,}" for kind, count in sorted(result["errors"].items())) or "none"
