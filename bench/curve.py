@@ -1,4 +1,4 @@
-"""What fleets of 100, 1,000, 5,000 and 20,000 machines cost one verifier, the rate of rounds being the same for all.
+"""What fleets of 100, 1,000, 5,000 and 20,000 machines cost one process of a verifier, the rate of rounds being the same for all.
 
 The interval is stretched with the fleet, so what is compared is the cost of having nodes, not of asking them more
 often: CPU of a round should stay the same and memory grow by the same for each node. Prints a table and, with
@@ -67,7 +67,7 @@ def measured(nodes: int, rate: float, seconds: float) -> Point:
     interval = nodes / rate
     plan = Plan(nodes=nodes, seconds=max(seconds, 1.5 * interval), interval=interval, warm_up=1.2 * interval)
     with Sandbox(verifier={"quote_interval": f"{interval:g}"}) as sandbox:
-        sandbox.start_verifier()
+        sandbox.start_verifier("--workers", "1")
         assert sandbox.verifier is not None  # noqa: S101 - started above
         certificate, key = make_identity(sandbox.folder, time.time())
         agents = server_context(certificate, key, "", (sandbox.authority / "cacert.crt",), require_client=True)
