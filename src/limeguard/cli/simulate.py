@@ -52,6 +52,7 @@ SHOW_SECONDS = 0.5
 @click.option("--cert", type=click.Path(exists=True, path_type=Path), help="With --verifier: operator's certificate.")
 @click.option("--key", type=click.Path(exists=True, path_type=Path), help="With --verifier: its key.")
 @click.option("--ca", type=click.Path(exists=True, path_type=Path), help="With --verifier: CA of servers and clients.")
+@click.option("--no-keep-alive", is_flag=True, help="Each answer ends its connection, as with long intervals.")
 @click.option("--delete", is_flag=True, help="Delete the machines of earlier runs first, and these at the end.")
 @click.option("--database", default="", metavar="URL", help="Database of the started verifier.")
 @click.option("--workers", type=click.IntRange(1), help="Processes of the started verifier.")
@@ -71,6 +72,7 @@ def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **op
         digests=options["digests"],
         scenario=_scenario(scenario),
         delete=options["delete"],
+        keep_alive=not options["no_keep_alive"],
     )
     if problems := plan.problems():
         raise click.ClickException("\n".join(["the scenario cannot be played:", *(f"  {one}" for one in problems)]))

@@ -44,7 +44,8 @@ T = TypeVar("T")
 class Plan:
     """What to simulate. `interval` is the verifier's, by which lateness is measured; 0 files is no IMA at all.
 
-    With `delete` the machines of an earlier run are deleted first, and those of this one at the end.
+    With `delete` the machines of an earlier run are deleted first, and those of this one at the end. Without
+    `keep_alive` agents close the connection after each answer: what longer intervals than verifiers keep them come to.
     """
 
     nodes: int
@@ -56,6 +57,7 @@ class Plan:
     scenario: tuple[Happening, ...] = ()
     seed: int = 1
     delete: bool = False
+    keep_alive: bool = True
 
     def problems(self) -> list[str]:
         """Return why the scenario cannot be played with this plan: nothing when it can."""
@@ -80,9 +82,8 @@ class Simulation:
         names = ("boot_aggregate", *(f"/usr/lib/simulated/file{number}" for number in range(max(plan.files - 1, 0))))
         boot = BootList.of(names if plan.files else ())
         self.machines = [Machine.make(number, boot) for number in range(plan.nodes)]
-        self.server = FleetServer(
-            {address_of(number): machine for number, machine in enumerate(self.machines)}, self._asked, clock
-        )
+        at = {address_of(number): machine for number, machine in enumerate(self.machines)}
+        self.server = FleetServer(at, self._asked, clock, keep_alive=plan.keep_alive)
         self._rounds = Rounds()
         self._counting = False
         self._never_asked = plan.nodes
