@@ -136,16 +136,17 @@ def slope(points: Sequence[Point]) -> tuple[float, float]:
 def extrapolated(points: Sequence[Point], cold: Point) -> Iterable[str]:
     """Say what a million nodes need if each round and node costs what it does here, divided among equal processes.
 
-    A process has no more nodes than were tried. Above half a minute's interval, rounds cost what those of `cold` do.
+    A process keeps no more connections than were tried. Above half a minute's interval, when they are not kept, rounds
+    and nodes cost what those of `cold` do; its memory, from a small fleet, is an upper bound.
     """
     largest, (base, each) = points[-1], slope(points)
     yield f"| {MANY:,} nodes, one round every | rounds/s | cores | processes | memory | network | rows written |"
     yield "|---:|---:|---:|---:|---:|---:|---:|"
     for interval, name in ((20, "20 seconds"), (60, "minute"), (600, "10 minutes"), (3_600, "hour")):
         kept, rate = interval <= KEPT_SECONDS, MANY / interval
-        point, node = (largest, each) if kept else (cold, float(cold.report.figures()["bytes_per_machine"]))
+        point, node = (largest, each) if kept else (cold, max(cold.memory - base, 0.0) / cold.report.nodes)
         cores = rate * point.cpu / 1000 / USED
-        processes = max(math.ceil(cores), math.ceil(MANY / largest.report.nodes))
+        processes = max(math.ceil(cores), math.ceil(MANY / largest.report.nodes) if kept else 1)
         memory = (processes * max(base, 0) + MANY * node) / (1 << 30)
         network = rate * (point.network + (0 if kept else HANDSHAKE)) * 8 / 1e6
         shown = f"{rate:,.0f} | {cores:,.1f} | {processes} | {memory:,.0f} GiB | {network:,.0f} Mbit/s | {rate:,.0f}/s"
@@ -219,8 +220,8 @@ def write(points: Sequence[Point], cold: Point) -> None:
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     base, each = slope(points)
-    node = float(cold.report.figures()["bytes_per_machine"]) / KIB
-    once = f"{cold.cpu:.2f} ms of CPU a round, {node:,.1f} KiB a node ({cold.report.nodes:,} nodes)"
+    node = max(cold.memory - base, 0.0) / cold.report.nodes / KIB
+    once = f"{cold.cpu:.2f} ms of CPU a round, at most {node:,.1f} KiB a node ({cold.report.nodes:,} nodes)"
     block = [
         BEGIN,
         "",
