@@ -1,4 +1,4 @@
-"""What fleets of 100, 1,000, 5,000 and 20,000 machines cost one verifier, the rate of rounds being the same for all.
+"""What fleets of 100, 1,000, 5,000 and 20,000 machines cost one process of a verifier, all at the same rate of rounds.
 
 The interval is stretched with the fleet, so what is compared is the cost of having nodes, not of asking them more
 often: CPU of a round should stay the same and memory grow by the same for each node. Prints a table and, with
@@ -34,6 +34,10 @@ MIB, KIB = 1 << 20, 1 << 10
 USED = 0.7
 """Part of a core that a process should use at most, so that it catches up after a stop."""
 MANY = 1_000_000
+KEPT_SECONDS = 30
+"""How long the verifier keeps an idle connection: with longer intervals every round begins with a TLS handshake."""
+HANDSHAKE = 4_000
+"""Bytes of a TLS handshake with client certificates, both ways, about."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class Point:
         return float(self.report.figures()["bytes_per_round"])
 
 
-def measured(nodes: int, rate: float, seconds: float) -> Point:
-    """Simulate one fleet beside a verifier of its own."""
+def measured(nodes: int, rate: float, seconds: float, *, keep: bool = True) -> Point:
+    """Simulate one fleet beside a verifier of its own; `keep` says whether connections are kept."""
     interval = nodes / rate
-    plan = Plan(nodes=nodes, seconds=max(seconds, 1.5 * interval), interval=interval, warm_up=1.2 * interval)
+    plan = Plan(
+        nodes=nodes, seconds=max(seconds, 1.5 * interval), interval=interval, warm_up=1.2 * interval, keep_alive=keep
+    )
     with Sandbox(verifier={"quote_interval": f"{interval:g}"}) as sandbox:
-        sandbox.start_verifier()
+        sandbox.start_verifier("--workers", "1")
         assert sandbox.verifier is not None  # noqa: S101 - started above
         certificate, key = make_identity(sandbox.folder, time.time())
         agents = server_context(certificate, key, "", (sandbox.authority / "cacert.crt",), require_client=True)
@@ -127,21 +133,24 @@ def slope(points: Sequence[Point]) -> tuple[float, float]:
     return mean - each * middle, each
 
 
-def extrapolated(points: Sequence[Point]) -> Iterable[str]:
-    """Say what a million nodes need when every round and every node costs what it does in the largest fleet."""
+def extrapolated(points: Sequence[Point], cold: Point) -> Iterable[str]:
+    """Say what a million nodes need if each round and node costs what it does here, divided among equal processes.
+
+    A process keeps no more connections than were tried. Above half a minute's interval, when they are not kept, rounds
+    and nodes cost what those of `cold` do; its memory, from a small fleet, is an upper bound.
+    """
     largest, (base, each) = points[-1], slope(points)
     yield f"| {MANY:,} nodes, one round every | rounds/s | cores | processes | memory | network | rows written |"
     yield "|---:|---:|---:|---:|---:|---:|---:|"
-    for interval, name in ((60, "minute"), (600, "10 minutes"), (3_600, "hour")):
-        rate = MANY / interval
-        cores = rate * largest.cpu / 1000 / USED
-        processes = max(math.ceil(cores), 1)
-        memory = (processes * max(base, 0) + MANY * each) / (1 << 30)
-        network = rate * largest.network * 8 / 1e6
-        yield (
-            f"| {name} | {rate:,.0f} | {cores:,.1f} | {processes} | {memory:,.0f} GiB | {network:,.0f} Mbit/s"
-            f" | {rate:,.0f}/s |"
-        )
+    for interval, name in ((20, "20 seconds"), (60, "minute"), (600, "10 minutes"), (3_600, "hour")):
+        kept, rate = interval <= KEPT_SECONDS, MANY / interval
+        point, node = (largest, each) if kept else (cold, max(cold.memory - base, 0.0) / cold.report.nodes)
+        cores = rate * point.cpu / 1000 / USED
+        processes = max(math.ceil(cores), math.ceil(MANY / largest.report.nodes) if kept else 1)
+        memory = (processes * max(base, 0) + MANY * node) / (1 << 30)
+        network = rate * (point.network + (0 if kept else HANDSHAKE)) * 8 / 1e6
+        shown = f"{rate:,.0f} | {cores:,.1f} | {processes} | {memory:,.0f} GiB | {network:,.0f} Mbit/s | {rate:,.0f}/s"
+        yield f"| {name} | {shown} |"
 
 
 # --- the plot -------------------------------------------------------------------------------------------------------
@@ -204,13 +213,15 @@ def panel(
 # --- the program ----------------------------------------------------------------------------------------------------
 
 
-def write(points: Sequence[Point]) -> None:
+def write(points: Sequence[Point], cold: Point) -> None:
     """Put table and plot into the page about sizes."""
     (DOCS / PLOT).write_text(plot(points))
     page = DOCS / "sizing.md"
     before, _, rest = page.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     base, each = slope(points)
+    node = max(cold.memory - base, 0.0) / cold.report.nodes / KIB
+    once = f"{cold.cpu:.2f} ms of CPU a round, at most {node:,.1f} KiB a node ({cold.report.nodes:,} nodes)"
     block = [
         BEGIN,
         "",
@@ -220,7 +231,9 @@ def write(points: Sequence[Point]) -> None:
         "",
         f"Memory by the line through these: {base / MIB:,.0f} MiB and {each / KIB:,.1f} KiB a node.",
         "",
-        *extrapolated(points),
+        f"With a new connection for each round: {once}.",
+        "",
+        *extrapolated(points, cold),
         "",
         END,
     ]
@@ -231,6 +244,7 @@ def parsed() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1_000, 5_000, 20_000])
     parser.add_argument("--rate", type=float, default=800.0, help="rounds a second that every fleet is asked")
+    parser.add_argument("--cold", type=int, default=1_000, help="nodes of the fleet whose connections are not kept")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long is measured at least")
     parser.add_argument("--write", action="store_true", help="put the results into docs/how-to/sizing.md")
     return parser.parse_args()
@@ -253,9 +267,12 @@ def main() -> None:
             f" {report.connections:,} new connections, {point.stored:,.0f} B a node on disk, {report.conditions}",
             flush=True,
         )
-    print("\n".join([*table(points), "", *extrapolated(points)]))
+    cold = measured(options.cold, options.rate / 4, options.seconds, keep=False)
+    shown = f"{cold.cpu:.3f} ms a round, {cold.memory / MIB:,.0f} MiB"
+    print(f"{options.cold:,} with a new connection for each round: {shown}")
+    print("\n".join([*table(points), "", *extrapolated(points, cold)]))
     if options.write:
-        write(points)
+        write(points, cold)
 
 
 if __name__ == "__main__":

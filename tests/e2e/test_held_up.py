@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from limeguard.cli.sandbox import Sandbox
+from limeguard.cli.simulate import family
 from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import Site
 from limeguard.simulator.run import Plan, Simulation
@@ -37,9 +38,11 @@ async def held_up(sandbox: Sandbox) -> tuple[Any, float]:
     while not simulation.progress.startswith("measuring"):
         await asyncio.sleep(0.05)
     assert sandbox.verifier is not None
-    os.kill(sandbox.verifier.pid, signal.SIGSTOP)
-    await asyncio.sleep(STOPPED)
-    os.kill(sandbox.verifier.pid, signal.SIGCONT)
+    processes = family(sandbox.verifier.pid)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for pid in processes:
+            os.kill(pid, number)
+        await asyncio.sleep(STOPPED if number is signal.SIGSTOP else 0)
     return await running, await late_rounds(base, tls)
 
 

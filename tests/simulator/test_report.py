@@ -3,10 +3,10 @@
 from limeguard.simulator.report import Memory, Report, Rounds
 
 
-def test_lateness_is_what_goes_beyond_the_interval() -> None:
-    rounds = Rounds(2.0)
-    for now, before in ((10.0, 8.0), (10.2, 8.0), (10.9, 9.5), (13.0, 8.0)):
-        rounds.note(now, before)
+def test_rounds_are_counted_by_lateness_and_by_second() -> None:
+    rounds = Rounds()
+    for now, lateness in ((10.0, 0.0), (10.2, 0.2), (10.9, 0.0), (13.0, 3.0)):
+        rounds.add(now, lateness)
     late = rounds.lateness()
     assert (rounds.count, rounds.busiest_second) == (4, 3)
     assert late["p50"] < 0.002  # two were not late

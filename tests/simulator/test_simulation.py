@@ -74,6 +74,12 @@ async def test_machines_of_an_earlier_run_are_refused_by_name_or_deleted(tmp_pat
         assert (await site.ask("GET", "/limeguard/v1/nodes")).json["nodes"] == []
 
 
+async def test_without_keep_alive_each_round_has_a_connection_of_its_own(tmp_path: Path, authority: Authority) -> None:
+    report = await simulated(tmp_path, authority, Plan(nodes=3, seconds=1.0, interval=0.2, keep_alive=False))
+    assert (report.conditions, report.errors) == ({"trusted": 3}, {})
+    assert abs(report.connections - report.rounds) <= 3
+
+
 async def test_a_scenario_that_does_not_fit_is_refused_before_anything_is_enrolled(
     tmp_path: Path, authority: Authority
 ) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +52,7 @@ SHOW_SECONDS = 0.5
 @click.option("--cert", type=click.Path(exists=True, path_type=Path), help="With --verifier: operator's certificate.")
 @click.option("--key", type=click.Path(exists=True, path_type=Path), help="With --verifier: its key.")
 @click.option("--ca", type=click.Path(exists=True, path_type=Path), help="With --verifier: CA of servers and clients.")
+@click.option("--no-keep-alive", is_flag=True, help="Each answer ends its connection, as with long intervals.")
 @click.option("--delete", is_flag=True, help="Delete the machines of earlier runs first, and these at the end.")
 @click.option("--database", default="", metavar="URL", help="Database of the started verifier.")
 @click.option("--workers", type=click.IntRange(1), help="Processes of the started verifier.")
@@ -70,6 +72,7 @@ def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **op
         digests=options["digests"],
         scenario=_scenario(scenario),
         delete=options["delete"],
+        keep_alive=not options["no_keep_alive"],
     )
     if problems := plan.problems():
         raise click.ClickException("\n".join(["the scenario cannot be played:", *(f"  {one}" for one in problems)]))
@@ -125,7 +128,7 @@ def _with_own_servers(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
 
 def _settings(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, object]]:
     """Return the settings of the verifier that is started, by section."""
-    found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": str(plan.interval)}}
+    found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": f"{plan.interval:g}"}}
     if options["database"]:
         found["verifier"]["database_url"] = options["database"]
     for text in options["settings"]:
@@ -176,7 +179,8 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pid: int | N
         finally:
             showing.cancel()
 
-    report = asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **report.figures()}
 
 
@@ -267,6 +271,8 @@ def _rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "conditions", ", ".join(f"{name} {count:,}" for name, count in sorted(result["conditions"].items()))
     for attack in sorted({one["attack"] for one in result["detections"]}):
         yield f"found: {attack}", _detected([one for one in result["detections"] if one["attack"] == attack])
+    if result["sessions"]:
+        yield "sessions", f"{result['sessions']:,}"
     if result["notices"]:
         yield "notices", f"{result['notices']:,} reached machines"
     yield "errors", ", ".join(f"{kind} {count:,}" for kind, count in sorted(result["errors"].items())) or "none"

@@ -44,11 +44,15 @@ class RefusedError(SimulationError):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The servers: the verifier's URL and the operator's TLS context; the registrar's address for nodes, if wanted."""
+    """The servers: the verifier's URL and the operator's TLS context; the registrar's address for nodes, if wanted.
+
+    `nodes` is the TLS context of machines that call the verifier.
+    """
 
     verifier: str
     operator: ssl.SSLContext
     registrar: Target | None = None
+    nodes: ssl.SSLContext | None = None
 
 
 class Operator:

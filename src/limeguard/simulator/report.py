@@ -51,18 +51,16 @@ class Memory:
 class Rounds:
     """Counts questions while they come in: how many, how late, how many in the busiest second."""
 
-    def __init__(self, interval: float) -> None:
-        """Measure lateness by the verifier's `interval` in seconds."""
-        self._interval = interval
+    def __init__(self) -> None:
+        """Count from here on."""
         self._buckets = [0] * (BUCKETS + 1)
         self._seconds: Counter[int] = Counter()
         self.count = 0
 
-    def note(self, now: float, before: float) -> None:
-        """Count a question at `now` to a machine whose last answer went out at `before`."""
+    def add(self, now: float, late: float) -> None:
+        """Count a round at `now` that came `late` seconds after its time."""
         self.count += 1
         self._seconds[int(now)] += 1
-        late = max(now - before - self._interval, 0.0)
         self._buckets[min(int(late / BUCKET), BUCKETS)] += 1
 
     @property
@@ -80,7 +78,8 @@ class Report:
     """What was seen. Seconds, counts, seconds of CPU, and bytes.
 
     `waiting` counts machines with which nothing was wrong and which were not asked in the last intervals. `bytes_asked`
-    and `bytes_answered` are of HTTP, without what TLS adds. `errors` counts by kind what did not go as it must.
+    and `bytes_answered` are of HTTP, without what TLS adds. `sessions` and `refusals` are of machines that call the
+    verifier. `errors` counts by kind what did not go as it must.
     """
 
     nodes: int = 0
@@ -96,6 +95,8 @@ class Report:
     bytes_asked: int = 0
     bytes_answered: int = 0
     notices: int = 0
+    sessions: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
     complaints: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     simulator_cpu: float = 0.0

@@ -28,6 +28,7 @@ must not be its load."""
 LOOK_SECONDS: Final = 0.05
 DETECTION_PATIENCE: Final = 60.0
 ALL_ASKED_SECONDS: Final = 60.0
+DELETION_SECONDS: Final = 60.0
 SAMPLE_SECONDS: Final = 1.0
 FORGOTTEN_INTERVALS: Final = 3.0
 FORGOTTEN_SECONDS: Final = 2.0
@@ -43,7 +44,8 @@ T = TypeVar("T")
 class Plan:
     """What to simulate. `interval` is the verifier's, by which lateness is measured; 0 files is no IMA at all.
 
-    With `delete` the machines of an earlier run are deleted first, and those of this one at the end.
+    With `delete` the machines of an earlier run are deleted first, and those of this one at the end. Without
+    `keep_alive` agents close the connection after each answer: what longer intervals than verifiers keep them come to.
     """
 
     nodes: int
@@ -55,6 +57,7 @@ class Plan:
     scenario: tuple[Happening, ...] = ()
     seed: int = 1
     delete: bool = False
+    keep_alive: bool = True
 
     def problems(self) -> list[str]:
         """Return why the scenario cannot be played with this plan: nothing when it can."""
@@ -73,16 +76,15 @@ class Simulation:
         self, plan: Plan, site: Site, meter: Meter | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Make the machines; nothing listens yet. `meter` tells what the verifier uses."""
-        self._plan, self._site, self._clock = plan, site, clock
+        self.plan, self.site, self.clock = plan, site, clock
         self._meter = meter or (lambda: (0.0, 0))
-        self._random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
+        self.random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
         names = ("boot_aggregate", *(f"/usr/lib/simulated/file{number}" for number in range(max(plan.files - 1, 0))))
         boot = BootList.of(names if plan.files else ())
         self.machines = [Machine.make(number, boot) for number in range(plan.nodes)]
-        self.server = FleetServer(
-            {address_of(number): machine for number, machine in enumerate(self.machines)}, self._asked, clock
-        )
-        self._rounds = Rounds(plan.interval)
+        at = {address_of(number): machine for number, machine in enumerate(self.machines)}
+        self.server = FleetServer(at, self._asked, clock, keep_alive=plan.keep_alive)
+        self._rounds = Rounds()
         self._counting = False
         self._never_asked = plan.nodes
         self._all_asked = asyncio.Event()
@@ -103,14 +105,18 @@ class Simulation:
     # --- what the server tells ---------------------------------------------------------------------------------------
 
     def _asked(self, machine: Machine) -> float:
-        now, delay = self._clock(), machine.behaviour.delay
+        now, delay = self.clock(), machine.behaviour.delay
         # The verifier's interval begins when the answer has gone out.
         before, machine.asked_at = machine.asked_at, now + delay
-        if before is None:
+        self.count(None if before is None else max(now - before - self.plan.interval, 0.0))
+        return delay
+
+    def count(self, late: float | None) -> None:
+        """Count a round that came so late; None for a machine's first."""
+        if late is None:
             self._not_waited_for(1)
         elif self._counting:
-            self._rounds.note(now, before)
-        return delay
+            self._rounds.add(self.clock(), late)
 
     def _not_waited_for(self, machines: int) -> None:
         self._never_asked -= machines
@@ -124,35 +130,52 @@ class Simulation:
 
         Raises SimulationError.
         """
-        if problems := self._plan.problems():
+        if problems := self.plan.problems():
             raise SimulationError("; ".join(problems))
-        operator = Operator(self._site)
+        operator = Operator(self.site)
         try:
-            await self.server.start(agents)
+            await self.begin(agents)
             self._empty = self._meter()[1]
-            if self._plan.delete:
+            if self.plan.delete:
                 await self._delete(operator)
             await self._register(operator, certificate)
             await self._enrol(operator, certificate)
             await self._play(operator)
-            if self._plan.delete:
+            if self.plan.delete:
                 await self._delete(operator)
         except OSError as problem:
             raise SimulationError(f"The simulated agents cannot be served: {problem}") from None
         finally:
-            await self.server.stop()
+            await self.end()
             await operator.close()
         self._add_errors()
         return self.report
 
+    async def begin(self, agents: ssl.SSLContext) -> None:
+        """Let the machines be asked."""
+        await self.server.start(agents)
+
+    def enrolled(self, machine: Machine) -> None:
+        """Note that the verifier took a machine."""
+
+    async def end(self) -> None:
+        """Let nobody be asked any more."""
+        await self.server.stop()
+
     def _add_errors(self) -> None:
-        complaints = self.server.complaints
-        self.report.complaints = complaints.total()
-        self.report.errors = {**self._errors, **{f"refused: {kind}": count for kind, count in complaints.items()}}
+        complaints, report = self.server.complaints, self.report
+        report.complaints = complaints.total()
+        refused = {f"refused: {kind}": count for kind, count in complaints.items()}
+        answers = {f"answered: {kind}": count for kind, count in report.refusals.items()}
+        report.errors = {**self._errors, **refused, **answers}
 
     async def _delete(self, operator: Operator) -> None:
         there = list(await operator.conditions())
         await self._each("deleting", there, operator.delete)
+        end = self.clock() + DELETION_SECONDS
+        while there and self.clock() < end:  # a node is gone when the running request to it has ended
+            await asyncio.sleep(LOOK_SECONDS)
+            there = list(await operator.conditions())
 
     async def _register(self, operator: Operator, certificate: str) -> None:
         if not operator.registers:
@@ -168,7 +191,7 @@ class Simulation:
         self.report.registered_per_second = await self._each("registering", self.machines, register)
 
     async def _enrol(self, operator: Operator, certificate: str) -> None:
-        with_policy = self._plan.files > 0
+        with_policy = self.plan.files > 0
         if with_policy:
             await operator.store_policy(self._policy())
 
@@ -178,20 +201,21 @@ class Simulation:
             except RefusedError:
                 self._not_waited_for(1)
                 raise
+            self.enrolled(machine)
 
-        began = self._clock()
+        began = self.clock()
         self.report.enrolled_per_second = await self._each("enrolling", self.machines, enrol)
         self._doing = lambda: f"waiting until all are asked, {self._never_asked:,} left"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_asked.wait(), ALL_ASKED_SECONDS)
-            self.report.all_asked_after = self._clock() - began
+            self.report.all_asked_after = self.clock() - began
 
     async def _each(self, doing: str, things: Sequence[T], work: Callable[[T], Awaitable[None]]) -> float:
         """Do the work for each, some at a time; return how many were done in a second.
 
         Single refusals are counted. Raises SimulationError when nothing was done.
         """
-        left, began, done, last = iter(things), self._clock(), 0, None
+        left, began, done, last = iter(things), self.clock(), 0, None
         self._doing = lambda: f"{doing}, {done:,} of {len(things):,}"
 
         async def worker() -> None:
@@ -214,11 +238,11 @@ class Simulation:
             await asyncio.gather(*tasks)
         if last is not None and not done:
             raise last
-        return done / max(self._clock() - began, 1e-9)
+        return done / max(self.clock() - began, 1e-9)
 
     def _policy(self) -> dict[str, Any]:
         """Return the policy: what machines measure at their start, what they may run later, and more to fill it."""
-        plan, document = self._plan, empty_policy_document()
+        plan, document = self.plan, empty_policy_document()
         digests = document["digests"]
         for name in self.machines[0].boot.names:
             digests[name] = [digest_of(name)]
@@ -232,21 +256,21 @@ class Simulation:
     # --- what happens ------------------------------------------------------------------------------------------------
 
     async def _play(self, operator: Operator) -> None:
-        plan, report, server = self._plan, self.report, self.server
+        plan, report, server = self.plan, self.report, self.server
         self._doing = lambda: f"warming up for {plan.warm_up:g} s"
         await asyncio.sleep(plan.warm_up)
-        began, own, (cpu, size) = self._clock(), time.process_time(), self._meter()
+        began, own, (cpu, size) = self.clock(), time.process_time(), self._meter()
         counted = server.connections_made, server.bytes_in, server.bytes_out, server.notices
         self._memory, self._counting = [size], True
         self._doing = lambda: self._measuring(began)
         sampling = asyncio.create_task(self._sample())
         try:
             watching = await self._happen_all(operator, began)
-            await asyncio.sleep(max(began + plan.seconds - self._clock(), 0.0))
+            await asyncio.sleep(max(began + plan.seconds - self.clock(), 0.0))
         finally:
             self._counting = False
             sampling.cancel()
-        report.seconds = self._clock() - began
+        report.seconds = self.clock() - began
         report.simulator_cpu = time.process_time() - own
         after, report.verifier_bytes = self._meter()
         report.verifier_cpu = after - cpu
@@ -266,10 +290,10 @@ class Simulation:
             self._errors[f"question: {problem.kind}"] += 1
 
     def _measuring(self, began: float) -> str:
-        passed = max(self._clock() - began, 0.1)
+        passed = max(self.clock() - began, 0.1)
         attacked = f", {self._watched} attacked not found yet" if self._watched else ""
         rate = self._rounds.count / passed
-        return f"measuring, {passed:.0f} of {self._plan.seconds:g} s: {rate:,.0f} rounds/s{attacked}"
+        return f"measuring, {passed:.0f} of {self.plan.seconds:g} s: {rate:,.0f} rounds/s{attacked}"
 
     async def _sample(self) -> None:
         while True:
@@ -278,7 +302,7 @@ class Simulation:
 
     def _waiting(self) -> int:
         """Return how many machines were not asked for long, though they answer and nobody attacked them."""
-        now, plan = self._clock(), self._plan
+        now, plan = self.clock(), self.plan
         longest = FORGOTTEN_INTERVALS * plan.interval + FORGOTTEN_SECONDS
         return sum(
             1
@@ -291,15 +315,15 @@ class Simulation:
 
     async def _happen_all(self, operator: Operator, began: float) -> list[asyncio.Task[None]]:
         watching: list[asyncio.Task[None]] = []
-        for happening in self._plan.scenario:
-            await asyncio.sleep(max(began + happening.at - self._clock(), 0.0))
+        for happening in self.plan.scenario:
+            await asyncio.sleep(max(began + happening.at - self.clock(), 0.0))
             watching += self._happen(operator, happening)
         return watching
 
     def _happen(self, operator: Operator, happening: Happening) -> list[asyncio.Task[None]]:
         """Let it happen to machines that nothing bad has happened to yet; return who waits for their detection."""
         healthy = [machine for machine in self.machines if machine.agent_id not in self._attacked]
-        chosen = self._random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
+        chosen = self.random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
         watching = []
         for machine in chosen:
             self._change(machine, happening)
@@ -316,7 +340,7 @@ class Simulation:
                 for number in range(happening.files):
                     machine.measure(_later(number))
             case "offline":
-                machine.behaviour.offline_until = self._clock() + happening.seconds
+                machine.behaviour.offline_until = self.clock() + happening.seconds
             case "latency":
                 machine.behaviour.delay = happening.seconds
             case _:
@@ -324,17 +348,17 @@ class Simulation:
 
     async def _watch(self, operator: Operator, detection: Detection) -> None:
         """Look until the machine is distrusted. It counts when the verifier found it, not when we looked."""
-        began, at = self._clock(), time.time()
+        began, at = self.clock(), time.time()
         self._watched += 1
         try:
-            while (passed := self._clock() - began) < DETECTION_PATIENCE:
+            while (passed := self.clock() - began) < DETECTION_PATIENCE:
                 try:
                     condition, found_at = await operator.condition(detection.agent_id)
                 except RefusedError as problem:
                     self._errors[f"question: {problem.kind}"] += 1
                     condition, found_at = "", None
                 if condition == "distrusted":
-                    passed = self._clock() - began
+                    passed = self.clock() - began
                     detection.seconds = found_at - at if found_at and 0 <= found_at - at <= passed else passed
                     return
                 await self._pause_between_looks()
@@ -343,7 +367,7 @@ class Simulation:
 
     async def _pause_between_looks(self) -> None:
         looks = LATER_LOOKS_PER_SECOND if self._ended.is_set() else LOOKS_PER_SECOND
-        pause = max(LOOK_SECONDS, self._watched / looks) * self._random.uniform(0.5, 1.5)
+        pause = max(LOOK_SECONDS, self._watched / looks) * self.random.uniform(0.5, 1.5)
         if self._ended.is_set():
             await asyncio.sleep(pause)
             return

@@ -61,8 +61,11 @@ def free_socket(address: str) -> socket.socket:
 class FleetServer:
     """Serves machines by the address that they are asked at."""
 
-    def __init__(self, machines: dict[str, Machine], asked: Asked, clock: Callable[[], float]) -> None:
-        """Serve `machines` by address."""
+    def __init__(
+        self, machines: dict[str, Machine], asked: Asked, clock: Callable[[], float], *, keep_alive: bool = True
+    ) -> None:
+        """Serve `machines` by address; without `keep_alive` each answer is the last of its connection."""
+        self.keep_alive = keep_alive
         self.machines = machines
         self.asked = asked
         self.clock = clock
@@ -182,9 +185,13 @@ class _Connection(asyncio.Protocol):
 
     def _send(self, status: int, body: bytes) -> None:
         if self._transport is not None:
-            head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            last = "" if self._server.keep_alive else "Connection: close\r\n"
+            length = f"Content-Length: {len(body)}\r\n{last}"
+            head = f"HTTP/1.1 {status} OK\r\nContent-Type: application/json\r\n{length}\r\n"
             self._server.bytes_out += len(head) + len(body)
             self._transport.write(head.encode() + body)
+            if last:
+                self._transport.close()
 
 
 def _length(head: str) -> int:
