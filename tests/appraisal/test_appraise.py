@@ -2,11 +2,13 @@
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from limeguard.appraisal import appraise as module
 from limeguard.appraisal import findings as kinds
@@ -226,7 +228,7 @@ def other_ak(subject: Case) -> None:
 
 def unrestricted_ak(subject: Case) -> None:
     area = subject.expected.ak
-    subject.expected = replace(subject.expected, ak=replace(area, attributes=area.attributes & ~(1 << 16)))
+    subject.expected = replace(subject.expected, ak=with_fields(area, attributes=area.attributes & ~(1 << 16)))
 
 
 def replayed(subject: Case) -> None:
@@ -499,7 +501,7 @@ def test_junk_is_always_distrusted_and_never_a_fault(
 def test_no_altered_byte_of_a_quote_changes_what_is_believed(part: int, position: int, flip: int) -> None:
     # trust: bound-identity, fresh
     subject = case()
-    honest = replace(subject, history=subject.history).judge().quoted
+    honest = with_fields(subject, history=subject.history).judge().quoted
     parts = [bytearray(b64decode(text)) for text in subject.evidence.quote[1:].split(":")]
     parts[part][position % len(parts[part])] ^= flip
     quote = "r" + ":".join(b64encode(bytes(data)).decode() for data in parts)

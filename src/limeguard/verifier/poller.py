@@ -9,9 +9,10 @@ import secrets
 import time
 from base64 import b64decode
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
+
+import msgspec
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise, unreadable
 from limeguard.appraisal.history import History
@@ -41,8 +42,7 @@ NO_ANSWER: Final = frozenset({408, 500, 599})
 """Statuses that count as no answer and are tried again (Keylime REST API, how the verifier calls the agent)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a round learned beside its event. `answered_at` is None when no quote was checked."""
 
     appraisal: Appraisal
@@ -52,8 +52,7 @@ class Facts:
     sign_alg: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What came of a job."""
 
     event: Event
