@@ -147,7 +147,7 @@ def test_a_quote_of_pcrs_that_nobody_judges_is_identity_only() -> None:
 def test_what_is_not_judged_yet_is_never_trusted(changes: dict[str, object], check: Check) -> None:
     # trust: empty-is-not-valid, fail-closed
     honest = case()
-    honest.expected = replace(honest.expected, **changes)  # type: ignore[arg-type]  # by name
+    honest.expected = replace(honest.expected, **changes)
     appraisal = honest.judge()
     assert not appraisal.trusted
     assert check in appraisal.not_run
@@ -210,14 +210,14 @@ def altered(part: int, position: int) -> Callable[[Case], None]:
 
 def says(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.evidence = replace(subject.evidence, **changes)  # type: ignore[arg-type]  # by name
+        subject.evidence = replace(subject.evidence, **changes)
 
     return alter
 
 
 def expects(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.expected = replace(subject.expected, **changes)  # type: ignore[arg-type]  # by name
+        subject.expected = replace(subject.expected, **changes)
 
     return alter
 
@@ -270,7 +270,7 @@ def curve_key(subject: Case) -> None:
 
 def clock_before(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.history = History(clock=replace(subject.node.clock, **changes))  # type: ignore[arg-type]  # by name
+        subject.history = History(clock=replace(subject.node.clock, **changes))
 
     return alter
 
