@@ -4,7 +4,6 @@ Starts its own servers in a temporary folder, or uses a verifier that runs. Figu
 kernel counts it; the simulator's own is shown beside it, for it runs on the same machine.
 """
 
-import asyncio
 import json
 import os
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -127,7 +127,7 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pids: list[i
     async def run() -> Report:
         return await Simulation(plan, site, meter).run(agents, certificate.read_text())
 
-    report = asyncio.run(run())
+    report = uvloop.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **_figures(report)}
 
 
