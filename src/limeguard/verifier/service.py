@@ -9,7 +9,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.reader import MalformedEvidence
@@ -37,6 +37,20 @@ log = get_logger("keylime.verifier")
 
 COMMIT_SECONDS: Final = 10.0
 """How long an operator waits for a change to be committed before being told that it could not be stored yet."""
+MAX_SHARED: Final = 4_096
+"""Different values that are looked for in every new node."""
+MAX_SHARED_TEXT: Final = 1_024
+_COMMON: Final = (
+    "verifier_id",
+    "verifier_ip",
+    "tpm_policy",
+    "meta_data",
+    "runtime_policy_name",
+    "ima_keys",
+    "accept_hash",
+    "accept_enc",
+    "accept_sign",
+)
 RELOAD_PAUSE: Final = 2.0
 """Seconds between tries to read a row while the database is away."""
 
@@ -100,6 +114,7 @@ class VerifierService:
         self._shelf = shelf
         self._now = now
         self._policies: dict[tuple[str, bool], PcrPolicy] = {}
+        self._once: dict[Any, Any] = {}
         self._reloading: set[asyncio.Task[None]] = set()
 
     # --- start --------------------------------------------------------------------------------------------------------
@@ -147,8 +162,18 @@ class VerifierService:
 
     def _node(self, record: NodeRecord) -> Node:
         """Make the object in memory. Raises ValueError for a row that cannot be used."""
-        enrolled = record.enrolled
+        enrolled = self._shared(record.enrolled)
+        record = NodeRecord(enrolled, record.state, record.version)
         return Node(record, parse_ak(enrolled.ak_tpm), self._pcr_policy(enrolled), _address(enrolled))
+
+    def _shared(self, enrolled: Enrolled) -> Enrolled:
+        """Return the same enrolment with what it has in common with other nodes held once."""
+        once = self._once
+        if len(once) >= MAX_SHARED:
+            once.clear()
+        values = {name: getattr(enrolled, name) for name in _COMMON}
+        short = {name: value for name, value in values.items() if value and len(value) <= MAX_SHARED_TEXT}
+        return replace(enrolled, **{name: once.setdefault(value, value) for name, value in short.items()})
 
     def _pcr_policy(self, enrolled: Enrolled) -> PcrPolicy:
         """Return the parsed policy; nodes with the same text share one."""
@@ -170,7 +195,7 @@ class VerifierService:
         request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
         new = examine(agent_id, request, self._site, self._now())
         start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
-        enrolled = new.enrolled
+        enrolled = self._shared(new.enrolled)
         if self._engine.fleet.get(agent_id) is not None:
             raise _exists(agent_id)
         if enrolled.runtime_policy_name is not None:
