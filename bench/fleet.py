@@ -9,7 +9,6 @@ verifier's processes as the kernel counts it. Keylime's part needs its environme
 """
 
 import argparse
-import asyncio
 import json
 import os
 import resource
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+import uvloop  # noqa: E402 - beside the path above
 
 from limeguard.cli.sandbox import Sandbox, ini_text  # noqa: E402 - beside the path above
 from limeguard.cli.simulate import meter_of  # noqa: E402
@@ -153,7 +154,7 @@ def measured(plan: Plan, running: Running) -> Report:
         async def run() -> Report:
             return await Simulation(plan, site, meter_of(running.pid)).run(agents, certificate.read_text())
 
-        return asyncio.run(run())
+        return uvloop.run(run())
 
 
 def row(name: str, report: Report, base: float | None) -> float:

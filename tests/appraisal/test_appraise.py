@@ -2,11 +2,13 @@
 
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.fakes.boot_logs import agile_log, separator
 
 from limeguard.appraisal import appraise as module
@@ -149,7 +151,7 @@ def test_a_quote_of_pcrs_that_nobody_judges_is_identity_only() -> None:
 def test_what_is_not_judged_yet_is_never_trusted(changes: dict[str, object], check: Check) -> None:
     # trust: empty-is-not-valid, fail-closed
     honest = case()
-    honest.expected = replace(honest.expected, **changes)  # type: ignore[arg-type]  # by name
+    honest.expected = replace(honest.expected, **changes)
     appraisal = honest.judge()
     assert not appraisal.trusted
     assert check in appraisal.not_run
@@ -290,14 +292,14 @@ def altered(part: int, position: int) -> Callable[[Case], None]:
 
 def says(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.evidence = replace(subject.evidence, **changes)  # type: ignore[arg-type]  # by name
+        subject.evidence = replace(subject.evidence, **changes)
 
     return alter
 
 
 def expects(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.expected = replace(subject.expected, **changes)  # type: ignore[arg-type]  # by name
+        subject.expected = replace(subject.expected, **changes)
 
     return alter
 
@@ -308,7 +310,7 @@ def other_ak(subject: Case) -> None:
 
 def unrestricted_ak(subject: Case) -> None:
     area = subject.expected.ak
-    subject.expected = replace(subject.expected, ak=replace(area, attributes=area.attributes & ~(1 << 16)))
+    subject.expected = replace(subject.expected, ak=with_fields(area, attributes=area.attributes & ~(1 << 16)))
 
 
 def replayed(subject: Case) -> None:
@@ -350,7 +352,7 @@ def curve_key(subject: Case) -> None:
 
 def clock_before(**changes: object) -> Callable[[Case], None]:
     def alter(subject: Case) -> None:
-        subject.history = History(clock=replace(subject.node.clock, **changes))  # type: ignore[arg-type]  # by name
+        subject.history = History(clock=replace(subject.node.clock, **changes))
 
     return alter
 
@@ -581,7 +583,7 @@ def test_junk_is_always_distrusted_and_never_a_fault(
 def test_no_altered_byte_of_a_quote_changes_what_is_believed(part: int, position: int, flip: int) -> None:
     # trust: bound-identity, fresh
     subject = case()
-    honest = replace(subject, history=subject.history).judge().quoted
+    honest = with_fields(subject, history=subject.history).judge().quoted
     parts = [bytearray(b64decode(text)) for text in subject.evidence.quote[1:].split(":")]
     parts[part][position % len(parts[part])] ^= flip
     quote = "r" + ":".join(b64encode(bytes(data)).decode() for data in parts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace as with_clock
 from tests.fakes.pki import Authority
 from tests.fakes.soft_agent import Alter, SoftAgent, altered_part
 from tests.fakes.verifier_site import FAILED_AT_ONCE, Site, running_verifier
@@ -103,7 +104,7 @@ def other_nonce(agent: SoftAgent) -> Alter:
 def without_binding(agent: SoftAgent) -> Alter:
     def alter(request: web.Request, results: dict[str, Any]) -> dict[str, Any]:
         ak = agent.node.ak
-        clock = replace(agent.node.clock, clock=agent.node.clock.clock + 3)
+        clock = with_clock(agent.node.clock, clock=agent.node.clock.clock + 3)
         agent.node.clock = clock
         nonce = request.query["nonce"].encode()
         return {**results, "quote": ak.quote(nonce, {23: agent.node.pcrs[23]}, ak.hash_alg.name, clock)}

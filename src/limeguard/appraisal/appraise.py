@@ -5,10 +5,10 @@ exception that leaves here is our own fault, and the caller neither trusts nor d
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from limeguard.appraisal.boot import BootMemo, appraise_boot
@@ -53,8 +53,7 @@ MIN_KEY_BITS: Final = 2048
 """A transport key that is weaker does not protect the share that is encrypted to it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent said. Nothing of it is believed before the quote held.
 
     `public_key` is the transport key as PEM text, None when the answer has none. `ima_log` is the text from entry
@@ -72,8 +71,7 @@ class Evidence:
     boottime: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expected:
+class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """What a good answer looks like. Everything here comes from the registrar, the operator or this round's challenge.
 
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists

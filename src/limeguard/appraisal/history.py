@@ -1,13 +1,12 @@
 """What one round with a node hands to the next. Holds proven facts only; how they are used is decided by the checks."""
 
-from dataclasses import dataclass
+import msgspec
 
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.evidence.tpm.structures import ClockInfo
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(msgspec.Struct, frozen=True):
     """What earlier rounds proved. None: nothing yet.
 
     `public_key` is the agent's transport key as PEM text, exactly as it was sent and bound. `ima` is what was proven of

@@ -4,9 +4,10 @@ Decides how checks combine to trust, and how integrity, reachability and time co
 Must not know how any check works or how a node is supervised.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from limeguard.appraisal.clock import Since
 from limeguard.appraisal.findings import Finding
@@ -54,8 +55,7 @@ class Outcome(StrEnum):
     """Nothing wrong was found, but not everything that is required was looked at: our own fault, and never trust."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appraisal:
+class Appraisal(msgspec.Struct, frozen=True):
     """The result of one round: which checks were required, which ran, what they found, what the next round builds on.
 
     `history` is the one to keep. `quoted` are the proven PCR values, None when the quote proved none. `since` says

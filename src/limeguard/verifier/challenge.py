@@ -4,8 +4,9 @@ Decides nonces, PCRs and pauses from what it is handed; must not draw random byt
 """
 
 import string
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.wire.agent_v2 import integrity_path
@@ -24,8 +25,7 @@ _UNFAIR: Final = bytes(range(_FAIR, 256))
 _MAX_EXPONENT: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteRequest:
+class QuoteRequest(msgspec.Struct, frozen=True):
     """One question to an agent. `mask` is hexadecimal text, `partial` leaves the transport key out of the answer."""
 
     nonce: str

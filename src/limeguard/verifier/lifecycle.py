@@ -8,10 +8,11 @@ each step that uses up its timer sets exactly one new one. Where supervision end
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, assert_never
 
+import msgspec
 from msgspec.structs import replace
 
 from limeguard.appraisal.findings import (
@@ -40,8 +41,7 @@ class Restarted:
     """The verifier started and found the node stored in this state."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTrusted:
+class RoundTrusted(msgspec.Struct, frozen=True):
     """A round ended with a trusted appraisal at `at`. `new_key`: the transport key is not the one known before."""
 
     at: float
@@ -128,8 +128,7 @@ Event = Result | Enrolled | Restarted | Reactivated | StopRequested | DeleteRequ
 # --- effects --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(msgspec.Struct, frozen=True):
     """Start the job in `after` seconds. Takes the place of any timer of the node."""
 
     after: float
@@ -188,12 +187,11 @@ class Remove:
 Effect = Schedule | Unschedule | Persist | Notify | SupervisionEnded | Alarm | Remove
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """Where the node is now, and what to do about it, in order."""
 
     state: Supervision
-    effects: tuple[Effect, ...] = field(default=())
+    effects: tuple[Effect, ...] = ()
 
 
 _PERSIST_NOW: Final = Persist(now=True)

@@ -9,10 +9,11 @@ import secrets
 import time
 from base64 import b64decode
 from collections.abc import Callable
-from dataclasses import dataclass
-from dataclasses import replace as with_fields
 from functools import lru_cache
 from typing import Final, Protocol, TypeVar
+
+import msgspec
+from msgspec import structs
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise, unreadable
 from limeguard.appraisal.boot import BootMemo
@@ -53,8 +54,7 @@ NO_ANSWER: Final = frozenset({408, 500, 599})
 Judge = Callable[[Evidence, Expected, History, float], Appraisal]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What a round learned beside its event. `answered_at` is None when no quote was checked."""
 
     appraisal: Appraisal
@@ -64,8 +64,7 @@ class Facts:
     sign_alg: str
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """What came of a job."""
 
     event: Event
@@ -310,7 +309,7 @@ def _boot_log(text: str | None) -> bytes | None:
 
 def _not_base64(appraisal: Appraisal) -> Appraisal:
     """Return the appraisal of an empty boot log with the finding by its name, where there was no base64 to read."""
-    return with_fields(
+    return structs.replace(
         appraisal,
         findings=tuple(
             Finding(

@@ -1,11 +1,13 @@
 """Between what supervision thinks in and what a row holds: pure, and the only place that knows both."""
 
+from functools import lru_cache
+
 import msgspec
 from msgspec.structs import replace
 
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.history import NO_IMA
-from limeguard.appraisal.verdict import Integrity, Reachability
+from limeguard.appraisal.verdict import Checks, Integrity, Reachability
 from limeguard.policy.severity import SeverityRules
 from limeguard.store.nodes import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
 from limeguard.verifier.poller import Facts
@@ -60,8 +62,8 @@ def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:
         public_key=history.public_key,
         boottime=history.boottime,
         ima=history.ima,
-        required_checks=tuple(sorted(appraisal.required)),
-        ran_checks=tuple(sorted(appraisal.ran)),
+        required_checks=_names(appraisal.required),
+        ran_checks=_names(appraisal.ran),
     )
     if facts.answered_at is None:
         return state
@@ -74,6 +76,11 @@ def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:
         sign_alg=facts.sign_alg,
         findings=() if trusted else state.findings,
     )
+
+
+@lru_cache(maxsize=512)  # every set of checks there is: nodes share the few that occur
+def _names(checks: Checks) -> tuple[str, ...]:
+    return tuple(sorted(checks))
 
 
 def with_findings(state: NodeState, findings: tuple[Finding, ...], rules: SeverityRules, at: float) -> NodeState:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from msgspec import structs
 
@@ -51,6 +51,21 @@ TAKE_UP_SPREAD: Final = 2.0
 """Rounds that are overdue when nodes are taken up are spread over this many seconds at most."""
 WORDS: Final = 5
 """How often a word is tried on a node that changes hands all the time."""
+MAX_SHARED: Final = 4_096
+"""Different values that are looked for in every new node."""
+MAX_SHARED_TEXT: Final = 1_024
+_COMMON: Final = (
+    "verifier_id",
+    "verifier_ip",
+    "tpm_policy",
+    "meta_data",
+    "runtime_policy_name",
+    "mb_policy_name",
+    "ima_keys",
+    "accept_hash",
+    "accept_enc",
+    "accept_sign",
+)
 RELOAD_PAUSE: Final = 2.0
 """Seconds between tries to read a row while the database is away."""
 
@@ -180,6 +195,7 @@ class VerifierService:
         boot_shelf.changed = self._note_boot_in_memory
         self._now = now
         self._policies: dict[tuple[str, bool, bool], PcrPolicy] = {}
+        self._once: dict[Any, Any] = {}
         self._reloading: set[asyncio.Task[None]] = set()
 
     # --- nodes that come and go with their partitions -----------------------------------------------------------------
@@ -296,8 +312,18 @@ class VerifierService:
 
     def _node(self, record: NodeRecord) -> Node:
         """Make the object in memory. Raises ValueError for a row that cannot be used."""
-        enrolled = record.enrolled
+        enrolled = self._shared(record.enrolled)
+        record = structs.replace(record, enrolled=enrolled)
         return Node(record, parse_ak(enrolled.ak_tpm), self._pcr_policy(enrolled), _address(enrolled))
+
+    def _shared(self, enrolled: Enrolled) -> Enrolled:
+        """Return the same enrolment with what it has in common with other nodes held once."""
+        once = self._once
+        if len(once) >= MAX_SHARED:
+            once.clear()
+        values = {name: getattr(enrolled, name) for name in _COMMON}
+        short = {name: value for name, value in values.items() if value and len(value) <= MAX_SHARED_TEXT}
+        return replace(enrolled, **{name: once.setdefault(value, value) for name, value in short.items()})
 
     def _pcr_policy(self, enrolled: Enrolled) -> PcrPolicy:
         """Return the parsed policy; nodes with the same text share one."""
@@ -318,7 +344,7 @@ class VerifierService:
         request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
         new = examine(agent_id, request, self._site, self._now())
         start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
-        enrolled = new.enrolled
+        enrolled = self._shared(new.enrolled)
         epoch = self._owned.epoch_of(agent_id)
         if epoch is not None and self._engine.fleet.get(agent_id) is not None:
             raise _exists(agent_id)

@@ -1,12 +1,12 @@
 """Quotes: every vector gives its expected verdict, and nothing but the very thing that was signed is believed."""
 
 from base64 import b64decode
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.fakes import vectors
 
 from limeguard.crypto.hashes import SHA1, SHA256

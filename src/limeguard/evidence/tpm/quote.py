@@ -7,10 +7,10 @@ else.
 import binascii
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from limeguard.crypto.hashes import HashAlgorithm
@@ -31,8 +31,7 @@ MAX_QUOTE: Final = 64 * 1024
 """Characters of a quote string: five banks of 24 PCRs with an RSA-4096 signature stay below 15,000."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """A quote as said: the signed bytes, what they parse to, the signature, and the PCR values beside them."""
 
     signed: bytes
@@ -55,8 +54,7 @@ class QuoteFault(Enum):
     WRONG_PCR_DIGEST = "The digest of the sent PCR values is not the one that the TPM quoted"
 
 
-@dataclass(frozen=True, slots=True)
-class QuotedPcrs:
+class QuotedPcrs(msgspec.Struct, frozen=True):
     """PCR values that a key vouches for. `values` are those of `bank`; every quoted bank is in `banks`."""
 
     bank: HashAlgorithm

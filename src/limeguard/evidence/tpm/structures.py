@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from limeguard.crypto.hashes import HashAlgorithm, hash_by_tpm_id
@@ -243,8 +244,7 @@ def _u16s(*values: int) -> bytes:
     return b"".join(value.to_bytes(2, "big") for value in values)
 
 
-@dataclass(frozen=True, slots=True)
-class ClockInfo:
+class ClockInfo(msgspec.Struct, frozen=True):
     """TPMS_CLOCK_INFO (Part 2 §10.11.1): milliseconds powered, TPM resets, restarts, and whether the clock is sure."""
 
     clock: int
@@ -253,16 +253,14 @@ class ClockInfo:
     safe: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PcrSelection:
+class PcrSelection(msgspec.Struct, frozen=True):
     """TPMS_PCR_SELECTION (Part 2 §10.6.2): a bank and the numbers of its PCRs, ascending."""
 
     bank: HashAlgorithm
     pcrs: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteAttest:
+class QuoteAttest(msgspec.Struct, frozen=True):
     """TPMS_ATTEST of a quote (Part 2 §10.12.12 with TPMS_QUOTE_INFO)."""
 
     qualified_signer: bytes
@@ -273,8 +271,7 @@ class QuoteAttest:
     pcr_digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CertifyAttest:
+class CertifyAttest(msgspec.Struct, frozen=True):
     """TPMS_ATTEST of a certification (Part 2 §10.12.12 with TPMS_CERTIFY_INFO)."""
 
     qualified_signer: bytes
@@ -367,8 +364,7 @@ def _attest_head(kind: int, attest: QuoteAttest | CertifyAttest) -> bytes:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """TPMT_SIGNATURE (Part 2 §11.3.4): scheme, hash, and the bytes (RSA) or the pair r, s (ECDSA)."""
 
     scheme: str
