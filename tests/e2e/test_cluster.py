@@ -150,7 +150,13 @@ async def test_a_database_that_is_away_makes_nothing_green_and_nothing_red(
     tmp_path: Path, postgres: Postgres, database: str
 ) -> None:
     async with cluster(
-        tmp_path, MACHINES, database_url=database, quote_interval="1", max_retries="100", trust_lifetime="5"
+        tmp_path,
+        MACHINES,
+        database_url=database,
+        quote_interval="1",
+        max_retries="100",
+        exponential_backoff="False",
+        trust_lifetime="5",
     ) as made:
         await made.start_host(2)
         await made.enrol_all()

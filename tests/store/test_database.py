@@ -23,7 +23,7 @@ THINGS = sa.table("things", sa.column("name"))
 async def make(url: str) -> Database:
     database = Database(url)
     async with database.transaction() as connection:
-        await connection.execute(sa.text("CREATE TABLE things (name TEXT PRIMARY KEY)"))
+        await connection.execute(sa.text("CREATE TABLE things (name VARCHAR(50) PRIMARY KEY)"))
     return database
 
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.fakes.columns import made_columns, wanted_columns
 from tests.fakes.nodes import make_record
 
 from limeguard.store.changes import Changes, Ear
@@ -271,12 +272,7 @@ async def test_whoever_listens_is_called(database: Database) -> None:
 
 @pytest.mark.parametrize("table", ["limeguard_workers", "limeguard_leases", "limeguard_changes"])
 async def test_the_migration_makes_what_the_mapping_says(database: Database, table: str) -> None:
-    def columns(connection: sa.Connection) -> dict[str, tuple[str, bool]]:
-        made = sa.inspect(connection).get_columns(table)
-        return {c["name"]: (c["type"].compile(connection.dialect), bool(c["nullable"])) for c in made}
-
     async with database.reading() as connection:
-        made = await connection.run_sync(columns)
-        dialect = connection.dialect
-    wanted = {c.name: (c.type.compile(dialect), bool(c.nullable)) for c in metadata.tables[table].c}
+        made = await connection.run_sync(made_columns, table)
+        wanted = wanted_columns(metadata.tables[table], connection.dialect)
     assert made == wanted

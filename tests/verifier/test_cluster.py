@@ -27,7 +27,7 @@ from limeguard.verifier.ownership import Timing
 
 pytestmark = pytest.mark.services
 
-QUICK = Timing(lease=1.0, beat=0.2, look=0.05, look_called=0.5, look_quiet=0.3, outage=20.0)
+QUICK = Timing(lease=2.0, beat=0.3, look=0.05, look_called=0.5, look_quiet=0.3, outage=20.0)
 POLICY = '{"23": ["%s"], "mask": "0x800000"}' % ("00" * 32)
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.xdist_group("postgresql"))]
 

@@ -30,6 +30,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 
 ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -47,6 +49,10 @@ _ONE_MIGRATION = threading.Lock()
 """Alembic keeps what it is doing in globals of the process."""
 _MIGRATION_LOCK = 0x6C696D65
 """Key of the advisory lock that keeps the migrations of several processes apart; any constant."""
+
+
+_MIGRATION_NAME = "limeguard"
+_MIGRATION_SECONDS = 60
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the world
@@ -112,6 +118,21 @@ def _listen_sqlite(engine: AsyncEngine) -> None:
 SQLITE_CONNECTIONS: Final = 5
 PULSE_SECONDS: Final = 1.0
 PULSE_PATIENCE: Final = 2.0
+MYSQL: Final = ("mysql", "mariadb")
+
+
+@compiles(CreateTable, *MYSQL)
+def _create_table(element: CreateTable, compiler: Any, **named: Any) -> str:
+    """Compare texts to the letter, as other databases do: ids that differ in case or in a blank are two nodes."""
+    collation = "utf8mb4_nopad_bin" if compiler.dialect.is_mariadb else "utf8mb4_0900_bin"
+    statement: str = compiler.visit_create_table(element, **named)
+    return f"{statement.rstrip()} CHARACTER SET utf8mb4 COLLATE {collation}"
+
+
+@compiles(sa.Text, *MYSQL)
+def _text(_element: sa.Text, _compiler: Any, **_named: Any) -> str:
+    """Have room for whatever a column without a bound may hold; MySQL's TEXT ends at 64 KiB."""
+    return "LONGTEXT"
 
 
 class Database:
@@ -133,8 +154,15 @@ class Database:
             self.engine = create_async_engine(self.url, connect_args={"timeout": BUSY_SECONDS}, **kept)
             _listen_sqlite(self.engine)
         else:
+            # MySQL would lock the places of rows that are not there, and let two inserts wait for each other.
+            isolation = {"isolation_level": "READ COMMITTED"} if self.dialect in MYSQL else {}
             self.engine = create_async_engine(
-                self.url, pool_size=pool_size, max_overflow=overflow, pool_pre_ping=True, pool_timeout=BUSY_SECONDS
+                self.url,
+                pool_size=pool_size,
+                max_overflow=overflow,
+                pool_pre_ping=True,
+                pool_timeout=BUSY_SECONDS,
+                **isolation,
             )
 
     @asynccontextmanager
@@ -166,12 +194,25 @@ class Database:
         while not _ONE_MIGRATION.acquire(blocking=False):  # noqa: ASYNC110 - the other may be of another event loop
             await asyncio.sleep(0.01)
         try:
-            async with self.transaction() as connection:
+            async with self._migration_turn(), self.transaction() as connection:
                 if self.dialect == "postgresql":
                     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 await connection.run_sync(_upgrade, component)
         finally:
             _ONE_MIGRATION.release()
+
+    @asynccontextmanager
+    async def _migration_turn(self) -> AsyncIterator[None]:
+        """Keep others from migrating until the transaction has ended, where no lock of its own does that."""
+        if self.dialect not in MYSQL:
+            yield
+            return
+        async with self.reading() as connection:
+            await connection.execute(sa.select(sa.func.get_lock(_MIGRATION_NAME, _MIGRATION_SECONDS)))
+            try:
+                yield
+            finally:
+                await connection.execute(sa.select(sa.func.release_lock(_MIGRATION_NAME)))
 
     def clock(self) -> sa.ColumnElement[float]:
         """Return the seconds since 1970 as an expression: by the database's clock where several hosts may ask."""

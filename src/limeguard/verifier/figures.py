@@ -69,7 +69,7 @@ def merged(texts: Mapping[str, bytes]) -> bytes:
     for worker, text in texts.items():
         samples: list[str] = []
         head: list[str] = []
-        for line in text.decode().splitlines():
+        for line in text.decode().split("\n"):  # values may hold what else ends lines
             if line.startswith("# HELP "):
                 head, samples = families.setdefault(line.split(" ", 3)[2], ([], []))
                 head[:] = [line]
