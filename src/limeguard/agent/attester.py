@@ -99,6 +99,18 @@ class Attester:
         """Return the quote string. Raises TpmError."""
         return self._with_keys(lambda device: device.quote(nonce, mask, binding))
 
+    def quote_parts(self, nonce: bytes, mask: int, binding: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return TPMS_ATTEST, TPMT_SIGNATURE and PCR blob of a quote. Raises TpmError."""
+        return self._with_keys(lambda device: device.quote_parts(nonce, mask, binding))
+
+    def certify(self, challenge: bytes) -> tuple[bytes, bytes]:
+        """Return TPMS_ATTEST and TPMT_SIGNATURE of the AK's certification of itself. Raises TpmError."""
+        return self._with_keys(lambda device: device.certify(challenge))
+
+    def bank_pcrs(self) -> tuple[int, ...]:
+        """Return the PCRs of the bank that is quoted. Raises TpmError."""
+        return self._with_keys(Device.bank_pcrs)
+
     @property
     def ak_number(self) -> int:
         """Return the library's own number of the AK."""
