@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.fakes.keylime_peer import LOGGING, Ended
 from tests.fakes.mixed_site import MixedSite
+from tests.fakes.peer import peer_program
 from tests.fakes.push_node import ACCEPTED, RSA, PushNode
+from tests.fakes.site import KEYLIME_TENANT
 from tests.fakes.soft_ima import policy_for
+from tests.peer.test_tenant import said
 
 from limeguard.cli.sandbox import wait_until
 
@@ -17,7 +22,6 @@ pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]
 
 UNTOUCHED = "00" * 32
 TOOLS = tuple(f"/usr/bin/tool{number}" for number in range(5))
-TENANTS = ("keylime", "limeguard")
 INTERVAL = "2"
 
 
@@ -25,9 +29,18 @@ def digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
+class PushSite(MixedSite):
+    """A site whose programs log in the layout that scripts read."""
+
+    def environment(self) -> dict[str, str]:
+        made = super().environment()
+        Path(made["KEYLIME_LOGGING_CONFIG"]).write_text(LOGGING)
+        return made
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSite]:
-    with MixedSite(tmp_path_factory.mktemp("push"), "keylime", "keylime", "keylime") as running:
+    with PushSite(tmp_path_factory.mktemp("push"), "keylime", "keylime", "keylime") as running:
         running.options["verifier"] = {"mode": "push", "quote_interval": INTERVAL}
         running.start_servers()
         yield running
@@ -107,4 +120,44 @@ def test_a_node_that_is_not_enrolled_is_told_so_and_attests_once_it_is(site: Mix
     node.says(ACCEPTED, 2)
     comes_to(site, node, "PASS", rounds=1)
     site.run_tenant("-c", "delete", "-u", node.id)
+    node.stop()
+
+
+# --- the tenants, side by side ----------------------------------------------------------------------------------------
+
+
+def told(site: MixedSite, program: str, *arguments: str) -> tuple[int, list[str]]:
+    """Run one of the tenants; return its status, and what it said without what changes from run to run."""
+    done = site.tenant(*arguments, program=[program])
+    lines = said(Ended(done.returncode, done.stdout, done.stderr))
+    lines = [re.sub(r'"(TIMEOUT|PASS|PENDING)"', '"A"', line) for line in lines]
+    # They name the address of a node that has none in their records, and say which of its versions they do not know.
+    lines = [re.sub(r"(INFO Agent [\w-]+) \([\d.:]+\) added", r"\1 added", line) for line in lines]
+    return done.returncode, [line for line in lines if "Could not detect supported API version" not in line]
+
+
+def test_both_tenants_tell_a_push_nodes_life_alike(site: MixedSite, tmp_path: Path) -> None:
+    node = started(site)
+    policy = ["--tpm_policy", json.dumps({"23": [UNTOUCHED]})]
+    steps = [
+        ["add", *policy],
+        ["add", *policy],
+        ["cvstatus"],
+        ["status"],
+        ["bulkinfo"],
+        ["cvlist"],
+        ["reactivate"],
+        ["update", *policy, "--runtime-policy", policy_file(tmp_path)],
+        ["delete"],
+        ["cvstatus"],
+        ["delete"],
+    ]
+    heard = {
+        program: [told(site, program, "-c", command, "--push-model", "-u", node.id, *more) for command, *more in steps]
+        for program in (str(peer_program("keylime_tenant")), KEYLIME_TENANT)
+    }
+    theirs, ours = heard.values()
+    for number, step in enumerate(steps):
+        assert ours[number] == theirs[number], step
+    assert [status for status, _ in ours] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0]
     node.stop()
