@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import resource
+import ssl
 import tempfile
 import time
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from limeguard.cli.sandbox import Sandbox
 from limeguard.cli.softtpm import SandboxError
 from limeguard.clients.registrar_enrol import Target
 from limeguard.simulator.identity import make_identity
+from limeguard.simulator.push import PushSimulation
 from limeguard.simulator.run import Plan, Report, Simulation, SimulationError, Site
 from limeguard.simulator.scenario import Happening, ScenarioError, parse_scenario
 from limeguard.web.tls import TlsError, client_context, server_context
@@ -39,6 +41,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 @click.option("--files", type=click.IntRange(0), default=0, show_default=True, help="Lines of each IMA log; 0: none.")
 @click.option("--digests", type=click.IntRange(0), default=0, show_default=True, help="Size of the runtime policy.")
 @click.option("--scenario", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="YAML: what happens.")
+@click.option("--push", is_flag=True, help="The machines call the verifier (push model), and are not asked.")
 @click.option("--register", is_flag=True, help="Register the machines with the registrar as well.")
 @click.option("--verifier", metavar="URL", help="A verifier that runs; without it one is started.")
 @click.option("--cert", type=click.Path(exists=True, path_type=Path), help="With --verifier: operator's certificate.")
@@ -46,7 +49,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 @click.option("--ca", type=click.Path(exists=True, path_type=Path), help="With --verifier: CA of servers and clients.")
 @click.option("--database", default="", metavar="URL", help="Database of the started servers.")
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
-def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **options: Any) -> None:
+def simulate(*, as_json: bool, push: bool, verifier: str | None, scenario: Path | None, **options: Any) -> None:
     """Simulate a fleet and report what the verifier does with it."""
     _raise_limit(options["nodes"])
     plan = Plan(
@@ -59,10 +62,11 @@ def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **op
         scenario=_scenario(scenario),
     )
     try:
+        kind = PushSimulation if push else Simulation
         if verifier is None:
-            result = _with_own_servers(plan, register=options["register"], database=options["database"])
+            result = _with_own_servers(kind, plan, register=options["register"], database=options["database"])
         else:
-            result = _with_running(plan, verifier, options)
+            result = _with_running(kind, plan, verifier, options)
     except (SimulationError, SandboxError, TlsError) as problem:
         raise click.ClickException(str(problem)) from None
     if as_json:
@@ -93,9 +97,12 @@ def _raise_limit(nodes: int) -> None:
         raise click.ClickException(f"{nodes} machines need more open files than allowed here: {limit}") from None
 
 
-def _with_own_servers(plan: Plan, *, register: bool, database: str) -> dict[str, Any]:
+def _with_own_servers(kind: type[Simulation], plan: Plan, *, register: bool, database: str) -> dict[str, Any]:
     servers: dict[str, object] = {"database_url": database} if database else {}
-    options: dict[str, object] = {"quote_interval": str(plan.interval), **servers}
+    options: dict[str, object] = {"quote_interval": f"{plan.interval:g}", **servers}
+    if kind is PushSimulation:
+        # All machines have one address here, and one limit for it.
+        options |= {"mode": "push", "session_create_rate_limit_per_ip": 100 * plan.nodes + 1000}
     with Sandbox(verifier=options) as sandbox:
         if register:
             sandbox.start_servers()
@@ -103,21 +110,30 @@ def _with_own_servers(plan: Plan, *, register: bool, database: str) -> dict[str,
             sandbox.start_verifier()
         registrar = Target("127.0.0.1", sandbox.ports["registrar"], None) if register else None
         operator = sandbox.client_context()
-        site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar)
+        ca = sandbox.authority / "cacert.crt"
+        site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar, _of_nodes(ca))
         assert sandbox.verifier is not None  # noqa: S101 - started above
         pids = family(sandbox.verifier.pid)
-        return _simulated(plan, site, sandbox.folder, sandbox.authority / "cacert.crt", pids)
+        return _simulated(kind, plan, site, sandbox.folder, ca, pids)
 
 
-def _with_running(plan: Plan, url: str, options: dict[str, Any]) -> dict[str, Any]:
+def _of_nodes(ca: Path) -> ssl.SSLContext:
+    """Return the TLS context of machines that call: they know the CA and have no certificate."""
+    return client_context(None, None, "", [ca], system_store=False)
+
+
+def _with_running(kind: type[Simulation], plan: Plan, url: str, options: dict[str, Any]) -> dict[str, Any]:
     if not (options["cert"] and options["key"] and options["ca"]):
         raise click.ClickException("--verifier needs --cert, --key and --ca")
     operator = client_context(options["cert"], options["key"], "", [options["ca"]], system_store=False)
     with tempfile.TemporaryDirectory(prefix="limeguard-") as folder:
-        return _simulated(plan, Site(url.rstrip("/"), operator), Path(folder), options["ca"], [])
+        site = Site(url.rstrip("/"), operator, None, _of_nodes(options["ca"]))
+        return _simulated(kind, plan, site, Path(folder), options["ca"], [])
 
 
-def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pids: list[int]) -> dict[str, Any]:
+def _simulated(
+    kind: type[Simulation], plan: Plan, site: Site, folder: Path, clients: Path, pids: list[int]
+) -> dict[str, Any]:
     certificate, key = make_identity(folder, time.time())
     agents = server_context(certificate, key, "", (clients,), require_client=True)
 
@@ -125,7 +141,7 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pids: list[i
         return sum(map(cpu_seconds, pids)), sum(map(resident, pids))
 
     async def run() -> Report:
-        return await Simulation(plan, site, meter).run(agents, certificate.read_text())
+        return await kind(plan, site, meter).run(agents, certificate.read_text())
 
     report = asyncio.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **_figures(report)}
@@ -191,6 +207,10 @@ def _rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "conditions", ", ".join(f"{name} {count}" for name, count in sorted(result["conditions"].items()))
     for attack in sorted({one["attack"] for one in result["detections"]}):
         yield f"found: {attack}", _detected([one for one in result["detections"] if one["attack"] == attack])
+    if result["sessions"]:
+        yield "sessions", f"{result['sessions']:,}"
+    if result["refusals"]:
+        yield "refused", ", ".join(f"{what}: {count}" for what, count in sorted(result["refusals"].items()))
     if result["complaints"]:
         yield "complaints", f"{result['complaints']} requests that a deployed agent would refuse"
 

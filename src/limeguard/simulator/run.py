@@ -46,11 +46,15 @@ class SimulationError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The servers: the verifier's URL and the operator's TLS context; the registrar's address for nodes, if wanted."""
+    """The servers: the verifier's URL and the operator's TLS context; the registrar's address for nodes, if wanted.
+
+    `nodes` is the TLS context of machines that call the verifier (push).
+    """
 
     verifier: str
     operator: ssl.SSLContext
     registrar: Target | None = None
+    nodes: ssl.SSLContext | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,8 @@ class Report:
     rounds: int = 0
     lateness: dict[str, float] = field(default_factory=dict)
     complaints: int = 0
+    sessions: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
     simulator_cpu: float = 0.0
     verifier_cpu: float = 0.0
     verifier_bytes: int = 0
@@ -107,9 +113,9 @@ class Simulation:
         self, plan: Plan, site: Site, meter: Meter | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Make the machines; nothing listens yet. `meter` tells what the verifier uses."""
-        self._plan, self._site, self._clock = plan, site, clock
+        self.plan, self.site, self.clock = plan, site, clock
         self._meter = meter or (lambda: (0.0, 0))
-        self._random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
+        self.random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
         names = ("boot_aggregate", *(f"/usr/lib/simulated/file{number}" for number in range(max(plan.files - 1, 0))))
         boot = BootList.of(names if plan.files else ())
         self.machines = [Machine.make(number, boot) for number in range(plan.nodes)]
@@ -127,17 +133,20 @@ class Simulation:
     # --- what the server tells ---------------------------------------------------------------------------------------
 
     def _asked(self, machine: Machine) -> float:
-        now = self._clock()
+        now = self.clock()
         before, machine.asked_at = machine.asked_at, now
-        if before is None:
+        self.count(None if before is None else max(now - before - self.plan.interval, 0.0))
+        return machine.behaviour.delay
+
+    def count(self, late: float | None) -> None:
+        """Count a round that came so late; None for a machine's first."""
+        if late is None:
             self._never_asked -= 1
             if not self._never_asked:
                 self._all_asked.set()
         elif self._counting:
             self._rounds += 1
-            late = max(now - before - self._plan.interval, 0.0)
             self._buckets[min(int(late / BUCKET), BUCKETS)] += 1
-        return machine.behaviour.delay
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -146,9 +155,9 @@ class Simulation:
 
         Raises SimulationError.
         """
-        self._http = HttpClient(self._site.operator, timeout=60.0, max_answer=1 << 28, connections=CONCURRENT)
+        self._http = HttpClient(self.site.operator, timeout=60.0, max_answer=1 << 28, connections=CONCURRENT)
         try:
-            await self.server.start(agents)
+            await self.begin(agents)
             await self._register(certificate)
             await self._enrol(certificate)
             await self._play()
@@ -156,15 +165,26 @@ class Simulation:
         except OSError as problem:
             raise SimulationError(f"The simulated agents cannot be served: {problem}") from None
         finally:
-            await self.server.stop()
+            await self.end()
             await self._http.close()
-        self.report.complaints = self.server.complaints
         return self.report
 
+    async def begin(self, agents: ssl.SSLContext) -> None:
+        """Let the machines be asked."""
+        await self.server.start(agents)
+
+    def enrolled(self, machine: Machine) -> None:
+        """Note that the verifier took a machine."""
+
+    async def end(self) -> None:
+        """Let nobody be asked any more."""
+        await self.server.stop()
+        self.report.complaints = self.server.complaints
+
     async def _register(self, certificate: str) -> None:
-        if self._site.registrar is None:
+        if self.site.registrar is None:
             return
-        client = RegistrarClient(self._site.registrar)
+        client = RegistrarClient(self.site.registrar)
 
         async def register(machine: Machine) -> None:
             node = machine.node
@@ -181,17 +201,17 @@ class Simulation:
                 API, machine.agent_id, registration_auth_tag(node.activate(challenge), machine.agent_id)
             )
 
-        began = self._clock()
+        began = self.clock()
         try:
             await _each(self.machines, register)
         except EnrolmentError as problem:
             raise SimulationError(f"The registrar did not take the fleet: {problem}") from None
         finally:
             await client.close()
-        self.report.registered_per_second = self._plan.nodes / (self._clock() - began)
+        self.report.registered_per_second = self.plan.nodes / (self.clock() - began)
 
     async def _enrol(self, certificate: str) -> None:
-        if self._plan.files:
+        if self.plan.files:
             text = json.dumps(self._policy())
             body = {"runtime_policy": b64encode(text.encode()).decode()}
             status, said = await self._ask("POST", f"/v{API}/allowlists/{POLICY}", body)
@@ -205,17 +225,18 @@ class Simulation:
             status, said = await self._ask("POST", f"/v{API}/agents/{machine.agent_id}", body)
             if status != 200:
                 raise SimulationError(f"The verifier did not take {machine.agent_id}: {status} {said}")
+            self.enrolled(machine)
 
-        began = self._clock()
+        began = self.clock()
         await _each(self.machines, enrol)
-        self.report.enrolled_per_second = self._plan.nodes / (self._clock() - began)
+        self.report.enrolled_per_second = self.plan.nodes / (self.clock() - began)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_asked.wait(), ALL_ASKED_SECONDS)
-            self.report.all_asked_after = self._clock() - began
+            self.report.all_asked_after = self.clock() - began
 
     def _policy(self) -> dict[str, Any]:
         """Return the policy: what machines measure at their start, what they may run later, and more to fill it."""
-        plan, document = self._plan, empty_policy_document()
+        plan, document = self.plan, empty_policy_document()
         digests = document["digests"]
         for name in self.machines[0].boot.names:
             digests[name] = [digest_of(name)]
@@ -235,7 +256,7 @@ class Simulation:
             verifier_ip="127.0.0.1",
             verifier_port=8881,
             runtime_policy="",
-            runtime_policy_name=POLICY if self._plan.files else "",
+            runtime_policy_name=POLICY if self.plan.files else "",
             runtime_policy_key="",
             mb_policy=None,
             mb_policy_name="",
@@ -251,20 +272,20 @@ class Simulation:
         )
 
     async def _play(self) -> None:
-        plan = self._plan
+        plan = self.plan
         if plan.warm_up:
             await asyncio.sleep(plan.warm_up)
-        began, cpu, (before, _) = self._clock(), time.process_time(), self._meter()
+        began, cpu, (before, _) = self.clock(), time.process_time(), self._meter()
         self._counting = True
         watching: list[asyncio.Task[None]] = []
         for happening in plan.scenario:
             if happening.at >= plan.seconds:
                 break
-            await asyncio.sleep(max(began + happening.at - self._clock(), 0.0))
+            await asyncio.sleep(max(began + happening.at - self.clock(), 0.0))
             watching += self._happen(happening)
-        await asyncio.sleep(max(began + plan.seconds - self._clock(), 0.0))
+        await asyncio.sleep(max(began + plan.seconds - self.clock(), 0.0))
         self._counting = False
-        self.report.seconds = self._clock() - began
+        self.report.seconds = self.clock() - began
         self.report.simulator_cpu = time.process_time() - cpu
         after, self.report.verifier_bytes = self._meter()
         self.report.verifier_cpu = after - before
@@ -278,7 +299,7 @@ class Simulation:
     def _happen(self, happening: Happening) -> list[asyncio.Task[None]]:
         """Let it happen to machines that nothing bad has happened to yet; return who waits for their detection."""
         healthy = [machine for machine in self.machines if machine.agent_id not in self._attacked]
-        chosen = self._random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
+        chosen = self.random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
         watching = []
         for machine in chosen:
             self._change(machine, happening)
@@ -298,18 +319,18 @@ class Simulation:
                 for number in range(happening.files):
                     machine.measure(_later(number))
             case "offline":
-                machine.behaviour.offline_until = self._clock() + happening.seconds
+                machine.behaviour.offline_until = self.clock() + happening.seconds
             case "latency":
                 machine.behaviour.delay = happening.seconds
             case _:
                 _DEEDS[happening.do](machine)
 
     async def _watch(self, detection: Detection) -> None:
-        began = self._clock()
-        while self._clock() < began + DETECTION_PATIENCE:
+        began = self.clock()
+        while self.clock() < began + DETECTION_PATIENCE:
             _, view = await self._ask("GET", f"/limeguard/v1/nodes/{detection.agent_id}")
             if isinstance(view, dict) and view.get("condition") == "distrusted":
-                detection.seconds = self._clock() - began
+                detection.seconds = self.clock() - began
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -327,7 +348,7 @@ class Simulation:
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
-            answer = await self._http.request(method, self._site.verifier + path, body=data, headers=headers)
+            answer = await self._http.request(method, self.site.verifier + path, body=data, headers=headers)
         except Unreachable as problem:
             raise SimulationError(f"The verifier cannot be reached: {problem}") from None
         try:
