@@ -97,7 +97,6 @@ def test_the_defaults_are_safe() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("mode = push", "the push model is not there"),
         ("durable_attestation_import = keylime.da.examples.file", "records for durable attestation"),
         ("authorization_provider = opa", "write one of simple"),
         ("database_url =", "write sqlite or a URL"),

@@ -77,8 +77,8 @@ class Expected:
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
     hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
     pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime` judges the IMA
-    log, None where none is judged. `boot_policy` has its place here but is not judged yet: where one is given, the node
-    is not trusted.
+    log, None where none is judged. `binds_key` wants a transport key and its proof; agents that push have none.
+    `boot_policy` has its place here but is not judged yet: where one is given, the node is not trusted.
     """
 
     ak: PublicArea
@@ -91,10 +91,12 @@ class Expected:
     identity_only_allowed: bool
     nonce_expires: float = inf
     runtime: RuntimeExpected | None = None
+    binds_key: bool = True
     boot_policy: object | None = None
 
 
 _WITH_POLICY: Final = IDENTITY_CHECKS | {Check.PCR_POLICY}
+_BINDING: Final[Checks] = frozenset({Check.TRANSPORT_KEY})
 _ANNOUNCED: Final[Checks] = frozenset({Check.ALGORITHMS})
 _LATE: Final = _ANNOUNCED | {Check.FRESHNESS}
 _SIGNED: Final = _ANNOUNCED | {Check.QUOTE_SIGNATURE}
@@ -116,6 +118,8 @@ def required_checks(expected: Expected) -> Checks:
     """Return the checks without which there is no trust."""
     identity_only = not expected.pcrs.allowed and expected.identity_only_allowed
     required = IDENTITY_CHECKS if identity_only else _WITH_POLICY
+    if not expected.binds_key:
+        required -= _BINDING
     # A quote that covers the IMA log's PCR asks for the log to be judged.
     if expected.runtime is not None or IMA_PCR in expected.required_selection:
         required |= {Check.IMA_LOG}
@@ -160,6 +164,8 @@ def _judge_values(
     required = required_checks(expected)
     findings = list(_check_values(quoted, expected, public_key))
     ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
+    if not expected.binds_key:
+        ran -= _BINDING
     same_boot = since is not Since.REBOOTED and evidence.boottime == history.boottime
     ima = history.ima if same_boot else NO_IMA
     if expected.runtime is not None and Check.IMA_LOG in required:
@@ -174,16 +180,16 @@ def _judge_values(
     trusted = not findings and required <= ran
     next_history = History(
         clock=quoted.clock,
-        public_key=public_key if trusted else history.public_key,
+        public_key=public_key if trusted and expected.binds_key else history.public_key,
         ima=NO_IMA if findings else ima,
         boottime=evidence.boottime if trusted else history.boottime,
     )
-    new_key = trusted and public_key != history.public_key
+    new_key = trusted and expected.binds_key and public_key != history.public_key
     return Appraisal(required, ran, tuple(findings), next_history, quoted, since, new_key)
 
 
 def _check_values(quoted: QuotedPcrs, expected: Expected, public_key: str) -> Iterator[Finding]:
-    unbound = check_transport_key(quoted, public_key)
+    unbound = check_transport_key(quoted, public_key) if expected.binds_key else None
     if unbound is not None:
         yield unbound
     yield from check_allowed(quoted, expected.pcrs)
@@ -197,7 +203,7 @@ def _check_announced(evidence: Evidence, expected: Expected, history: History) -
     if evidence.public_key:
         if evidence.public_key != history.public_key and (reason := _unfit_key(evidence.public_key)):
             yield Finding(INVALID_DATA, {"message": reason})
-    elif not history.public_key:
+    elif expected.binds_key and not history.public_key:
         yield Finding(NO_TRANSPORT_KEY)
     if not hash_accepted(evidence.hash_alg, expected.accept_hash):
         yield _not_accepted(HASH_NOT_ACCEPTED, evidence.hash_alg, expected.accept_hash)

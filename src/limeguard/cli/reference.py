@@ -67,10 +67,11 @@ Tables = tuple[Sequence[Route], Mapping[str, Rule], Mapping[tuple[str, str], Ope
 def _verifier() -> Tables:
     from limeguard.verifier import api as described
     from limeguard.verifier.routes import RULES, Watch, make_routes
-    from limeguard.verifier.service import VerifierService
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
-    return make_routes(cast("VerifierService", None), Watch(lambda: None, bytes)), RULES, described.OPERATIONS
+    nothing: Any = None
+    routes = make_routes(nothing, Watch(lambda: None, bytes), nothing, nothing, push_by_default=False)
+    return routes, RULES, described.OPERATIONS
 
 
 def _registrar() -> Tables:

@@ -20,7 +20,7 @@ from limeguard.store.database import Database
 from limeguard.store.group_insert import GroupInsert
 from limeguard.store.ima_history import history_text, parse_history
 from limeguard.store.notices import Notice, insert_notices
-from limeguard.store.schema_verifier import PARTITIONS, nodes
+from limeguard.store.schema_verifier import PARTITIONS, attestations, nodes, sessions
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime.verifier")
@@ -50,7 +50,8 @@ class StoredFinding(msgspec.Struct, frozen=True, kw_only=True):
 class Enrolled:
     """What an operator enrolled; fixed until the node is deleted. Times are seconds since 1970.
 
-    `mtls_cert` and `revocation_key` are only read where they are needed, so that a fleet in memory stays small.
+    `push`: the node attests by itself and is never asked. `mtls_cert` and `revocation_key` are only read where they are
+    needed, so that a fleet in memory stays small.
     """
 
     agent_id: str
@@ -72,10 +73,14 @@ class Enrolled:
     ak_tpm: str
     certificate_sha256: bytes | None
     enrolled_at: float
+    push: bool = False
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What supervision knows of a node. Times are seconds since 1970, 0 is never."""
+    """What supervision knows of a node. Times are seconds since 1970, 0 is never.
+
+    `attestation_limit` is above every number that an attestation of the node may have been given.
+    """
 
     supported_version: str
     phase: str
@@ -99,6 +104,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[StoredFinding, ...] = ()
     required_checks: tuple[str, ...] = ()
     ran_checks: tuple[str, ...] = ()
+    attestation_limit: int = 0
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -178,10 +184,14 @@ class Nodes:
             await connection.execute(statement)
 
     async def delete(self, agent_id: str) -> bool:
-        """Remove a node of this verifier; False when there was none."""
+        """Remove a node of this verifier with its sessions and attestations; False when there was none."""
         statement = nodes.delete().where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)
         async with self._database.transaction() as connection:
-            return (await connection.execute(statement)).rowcount > 0
+            deleted = (await connection.execute(statement)).rowcount > 0
+            if deleted:
+                for table in (sessions, attestations):
+                    await connection.execute(table.delete().where(table.c.agent_id == agent_id))
+            return deleted
 
     async def change_trust(self, record: NodeRecord) -> NodeRecord | None:
         """Write one state at once; return the record as written, or None when another write came first."""
@@ -242,6 +252,7 @@ _STATE_COLUMNS = (
     "findings",
     "required_checks",
     "ran_checks",
+    "attestation_limit",
     "updated_at",
     "version",
     "epoch",
@@ -292,6 +303,7 @@ def _enrolled_row(enrolled: Enrolled) -> dict[str, Any]:
         "ak_tpm": enrolled.ak_tpm,
         "certificate_sha256": enrolled.certificate_sha256,
         "enrolled_at": enrolled.enrolled_at,
+        "push": enrolled.push,
     }
 
 
@@ -324,6 +336,7 @@ def _state_row(state: NodeState) -> dict[str, Any]:
         "findings": _json(_bounded(state.findings)),
         "required_checks": _json(state.required_checks),
         "ran_checks": _json(state.ran_checks),
+        "attestation_limit": state.attestation_limit,
         "updated_at": time.time(),
     }
 
@@ -367,6 +380,7 @@ def _record(row: Mapping[Any, Any]) -> NodeRecord:
         ak_tpm=row["ak_tpm"],
         certificate_sha256=row["certificate_sha256"],
         enrolled_at=row["enrolled_at"],
+        push=row["push"],
     )
     return NodeRecord(enrolled, _state(row), row["version"])
 
@@ -396,6 +410,7 @@ def _state(row: Mapping[Any, Any]) -> NodeState:
         findings=tuple(msgspec.json.decode(row["findings"], type=list[StoredFinding])),
         required_checks=_strings(row["required_checks"]),
         ran_checks=_strings(row["ran_checks"]),
+        attestation_limit=row["attestation_limit"],
     )
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from limeguard.verifier.push_api import PUSH_OPERATIONS
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.envelope import Envelope, Nothing
@@ -46,6 +47,10 @@ _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
 _UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", Envelope[Nothing]), **_FORBIDDEN}
 _NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
 
+_VERSIONS: Final[_Responses] = {
+    200: ("The versions.", Envelope[Versions]),
+    410: ("The verifier's mode is push: version 3 is what agents use.", Envelope[Nothing]),
+}
 _STORED: Final[_Responses] = {
     201: ("Stored.", Envelope[Nothing]),
     **_USUAL,
@@ -53,11 +58,12 @@ _STORED: Final[_Responses] = {
 }
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
+    **PUSH_OPERATIONS,
     ("GET", "/"): Operation("Points to the newest version.", {307: ("See the Location header.", None)}),
     ("GET", verifier_v2.ROOT): Operation("Says that version 2 is served.", _DONE),
     ("GET", "/v3"): Operation("Says that version 3 is known.", _DONE),
-    ("GET", "/version"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
-    ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
+    ("GET", "/version"): Operation("Lists the API versions.", _VERSIONS),
+    ("GET", "/versions"): Operation("Lists the API versions.", _VERSIONS),
     ("GET", verifier_v2.NODES): Operation(
         "Lists nodes.",
         {

@@ -10,11 +10,14 @@ from typing import Final
 from limeguard.clients.agent import AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
-from limeguard.store.database import Database
+from limeguard.store.attestations import Attestations
+from limeguard.store.database import Database, StoreUnavailable
 from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
+from limeguard.store.sessions import SessionRows
 from limeguard.telemetry import get_logger
+from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine, Limits, shuffled
 from limeguard.verifier.enrolment import Site
 from limeguard.verifier.fleet import Fleet, Node
@@ -23,8 +26,10 @@ from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, 
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.publisher import Publisher
+from limeguard.verifier.push import PushRounds, PushRules
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
+from limeguard.verifier.sessions import SessionRules, Sessions
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import BATCH_SECONDS, Writer
@@ -45,6 +50,7 @@ LATE_SECONDS: Final = 1.0
 """A round that starts so much past its time is counted as late."""
 MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
+PUSH: Final = "push"
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
 
@@ -60,6 +66,20 @@ def make_rules(settings: VerifierSettings) -> Rules:
         trust_lifetime=lifetime,
         severity=parse_severity(settings.severity_labels, settings.severity_policy),
         continue_after_failure=settings.continue_after_failure,
+        auto_recover=settings.auto_recover_attestation_failures,
+    )
+
+
+def make_session_rules(settings: VerifierSettings) -> SessionRules:
+    """Return how sessions are given out."""
+    return SessionRules(
+        challenge_lifetime=settings.nonce_lifetime,
+        token_lifetime=settings.session_lifetime,
+        extend=settings.extend_token_on_attestation,
+        per_address=settings.session_create_rate_limit_per_ip,
+        address_window=settings.session_create_rate_limit_window_ip,
+        per_agent=settings.session_create_rate_limit_per_agent,
+        agent_window=settings.session_create_rate_limit_window_agent,
     )
 
 
@@ -74,11 +94,13 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
-    """Return the app over a service."""
-    return App(
-        make_routes(service, watch), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse
-    )
+def make_app(
+    service: VerifierService, watch: Watch, sessions: Sessions, rounds: PushRounds, settings: VerifierSettings
+) -> App:
+    """Return the app over the services."""
+    routes = make_routes(service, watch, sessions, rounds, push_by_default=settings.mode == PUSH)
+    authorizer = Authorizer(RULES, sessions.caller)
+    return App(routes, authorizer, versions=versions.PREFIXES, max_body=settings.max_upload_size, on_error=refuse)
 
 
 class Verifier:
@@ -106,6 +128,9 @@ class Verifier:
         self._listener: Listener | None = None
         self.engine: Engine | None = None
         self.writer: Writer | None = None
+        self._sessions: Sessions | None = None
+        self._records: AttestationLog | None = None
+        self._rounds: PushRounds | None = None
 
     @property
     def port(self) -> int:
@@ -131,14 +156,16 @@ class Verifier:
             gather=gather_seconds(rules.trust_lifetime),
             on_notices=self._dispatcher.wake,
         )
+        poller = Poller(
+            agents,
+            answer_within=settings.request_timeout + LATE_SECONDS,
+            policies=shelf,
+            violations_found=not settings.ignore_tomtou_errors,
+        )
+        fleet = Fleet(late_after=LATE_SECONDS, jitter=shuffled)
         self.engine = Engine(
-            Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            Poller(
-                agents,
-                answer_within=settings.request_timeout + LATE_SECONDS,
-                policies=shelf,
-                violations_found=not settings.ignore_tomtou_errors,
-            ),
+            fleet,
+            poller,
             self.writer,
             self._rows,
             rules,
@@ -151,14 +178,26 @@ class Verifier:
             verifier_ip=settings.ip,
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
+            push=settings.mode == PUSH,
         )
-        self._service = VerifierService(self._rows, self.engine, site, shelf)
+        self._sessions = Sessions(SessionRows(self._database, settings.uuid), fleet.get, make_session_rules(settings))
+        self._records = AttestationLog(Attestations(self._database))
+        self._rounds = PushRounds(
+            self.engine,
+            self._sessions,
+            self._records,
+            poller.runtime,
+            PushRules(settings.quote_interval, settings.challenge_lifetime),
+        )
+        self._service = VerifierService(self._rows, self.engine, site, shelf, self._sessions, self._records)
         await self._service.take_up()
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
-        app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
+        watch = Watch(self._not_ready, metrics.text)
+        app = make_app(self._service, watch, self._sessions, self._rounds, settings)
         self._listener = Listener(app, settings.ip, settings.port, self._server_context)
         await self._listener.start()
-        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf, self._dispatcher)]
+        parts = (self.writer, self.engine, shelf, self._dispatcher, self._sessions, self._records)
+        self._tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
@@ -197,6 +236,8 @@ class Verifier:
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
         await asyncio.gather(*closing, *draining)
+        if self._rounds is not None:
+            await self._rounds.drain(self._settings.shutdown_drain_timeout)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -204,6 +245,11 @@ class Verifier:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                     await self.writer.flush()
+        for part in (self._sessions, self._records):
+            if part is not None:
+                with contextlib.suppress(TimeoutError, StoreUnavailable):
+                    async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                        await part.flush()
         for client in (self._http, self._webhook):
             if client is not None:
                 await client.close()

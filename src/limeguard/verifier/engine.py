@@ -117,7 +117,8 @@ class Engine:
 
     def supervision(self, node: Node) -> Supervision:
         """Return what supervision knows of a node, with what is not stored."""
-        stored = supervision_of(node.state, has_v=node.record.enrolled.v is not None)
+        enrolled = node.record.enrolled
+        stored = supervision_of(node.state, has_v=enrolled.v is not None, push=enrolled.push)
         return replace(stored, job=node.job, key_delivered=node.key_delivered, faults=node.faults)
 
     def take_in(self, node: Node, event: lifecycle.Enrolled | lifecycle.Restarted, *, spread: float = 0.0) -> Applied:
@@ -160,6 +161,9 @@ class Engine:
             case lifecycle.Schedule(after, _):
                 self.fleet.schedule(node, self._clock() + after, spread=max(spread, JITTER * after))
                 self._arm()
+            case lifecycle.Watch(until):
+                self.fleet.schedule(node, self._clock() + max(until - self._now(), 0.0))
+                self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
             case lifecycle.Persist() if node.state is node.stored:
@@ -174,6 +178,11 @@ class Engine:
                 node.notices += self._notices(node, effect)
             case lifecycle.SupervisionEnded() | lifecycle.Alarm():
                 return  # said in the log
+
+    def reserve_attestations(self, node: Node, limit: int) -> asyncio.Future[None]:
+        """Note that numbers below `limit` may be given to attestations of a node; done when it is committed."""
+        node.become(replace(node.state, attestation_limit=limit), self._now())
+        return self._writer.save_now(node)
 
     def _notices(self, node: Node, notify: lifecycle.Notify) -> list[Notice]:
         """Return what is told of a node, once for each channel."""
@@ -267,6 +276,9 @@ class Engine:
             node = self.fleet.take_due(self._clock())
             if node is None:
                 return
+            if node.job is Job.WATCH:
+                self.apply(node, lifecycle.DeadlinePassed(self._now()))
+                continue
             if node.busy:
                 self.fleet.schedule(node, self._clock() + BUSY_PAUSE)
                 continue

@@ -20,7 +20,7 @@ from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
 from limeguard.store.nodes import Enrolled
 from limeguard.wire import versions
 from limeguard.wire.envelope import BadRequest
-from limeguard.wire.verifier_v2 import EnrolmentRequest, port_number
+from limeguard.wire.verifier_v2 import NO_CERTIFICATES, EnrolmentRequest, port_number
 
 IMA_PCR = 10
 CERTIFICATE_DISABLED = "disabled"
@@ -37,6 +37,11 @@ PCR_10_LISTED = (
 )
 NO_BOOT_POLICY = (
     "Measured boot policies are not judged by this version of the verifier: enrol the node without measured boot policy"
+)
+
+NO_PAYLOAD = (
+    "Exception error: v is given, but a node that attests by itself has no way to get a payload: "
+    "enrol it without payload, or with ip and port as a node that is polled"
 )
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -57,12 +62,16 @@ class NewNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What the verifier adds to an enrolment: its own id and address, and whether agents must have certificates."""
+    """What the verifier adds to an enrolment: its own id and address, and whether agents must have certificates.
+
+    `push` says that nodes attest by themselves unless their enrolment says otherwise (`mode`).
+    """
 
     verifier_id: str
     verifier_ip: str
     verifier_port: int
     certificate_required: bool
+    push: bool = False
 
 
 def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) -> NewNode:
@@ -72,7 +81,10 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
     runtime_name = _runtime_name(agent_id, request)
     policy = _policy(request.tpm_policy, judges_ima=runtime_name is not None)
     ak = parse_ak(request.ak_tpm)
-    ip, port = _address(request)
+    push = attests_by_itself(request, push_by_default=site.push)
+    if push and request.v:
+        raise BadRequest(NO_PAYLOAD)
+    ip, port = (None, None) if push else _address(request)
     certificate = request.mtls_cert if request.mtls_cert not in ("", CERTIFICATE_DISABLED) else None
     return NewNode(
         enrolled=Enrolled(
@@ -95,6 +107,7 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
             ak_tpm=request.ak_tpm,
             certificate_sha256=None if certificate is None else _fingerprint(certificate),
             enrolled_at=now,
+            push=push,
         ),
         supported_version=_version(request.supported_version),
         ak=ak,
@@ -189,6 +202,16 @@ def _ima_keys(text: str | None) -> str | None:
             f"Exception error: ima_sign_verification_keys cannot be used: {'; '.join(problem.problems)}"
         ) from None
     return text
+
+
+def attests_by_itself(request: EnrolmentRequest, *, push_by_default: bool) -> bool:
+    """Say whether the node pushes: it has no address, or it is enrolled where that is usual and has no certificate.
+
+    Peers send an address with nodes that push, too, but such a node serves nothing and so has no certificate.
+    """
+    if not request.cloudagent_ip and not request.cloudagent_port:
+        return True
+    return push_by_default and request.mtls_cert in NO_CERTIFICATES
 
 
 def _address(request: EnrolmentRequest) -> tuple[str, int]:

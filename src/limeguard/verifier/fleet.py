@@ -18,6 +18,7 @@ from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.nodes import NodeRecord, NodeState
 from limeguard.store.notices import Notice
+from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
 
@@ -31,13 +32,15 @@ class Node:
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
-    `notices` go into the outbox with the next write.
+    `notices` go into the outbox with the next write. Of a node that attests by itself, `attestation` is the latest,
+    `next_attestation` the number of the next one, and `reserving` says that more numbers are being reserved.
     """
 
     __slots__ = (
         "abandoned",
         "address",
         "ak",
+        "attestation",
         "busy",
         "due",
         "faults",
@@ -45,9 +48,11 @@ class Node:
         "job",
         "key_delivered",
         "late",
+        "next_attestation",
         "notices",
         "policy",
         "record",
+        "reserving",
         "running",
         "stored",
         "visible",
@@ -70,6 +75,9 @@ class Node:
         self.generation = 0
         self.key_delivered = False
         self.faults = 0
+        self.attestation: Attestation | None = None
+        self.next_attestation = record.state.attestation_limit
+        self.reserving = False
 
     @property
     def agent_id(self) -> str:

@@ -92,7 +92,7 @@ class Agents:
 
     async def send(self, notice: Notice, body: bytes) -> None:
         """Deliver to whom can be reached within a minute."""
-        others = iter([node for node in self._fleet() if node.agent_id != notice.agent_id])
+        others = iter([node for node in self._fleet() if _is_told(node, notice)])
 
         async def tell() -> None:
             for node in others:
@@ -110,6 +110,11 @@ class Agents:
             await self._agents.notify(node.address, node.state.supported_version, body)
         except (Unreachable, AgentRefused, agent_v2.BadAnswer) as problem:
             log.warning("Agent %s was not told of a revocation: %s", clean(node.agent_id), clean(problem))
+
+
+def _is_told(node: Node, notice: Notice) -> bool:
+    """Say whether a node has an agent that listens, and another one than the notice is about."""
+    return node.agent_id != notice.agent_id and not node.record.enrolled.push
 
 
 class Dispatcher:

@@ -162,10 +162,10 @@ class Poller:
             required_selection=node.policy.requested,
             # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
             identity_only_allowed=True,
-            runtime=self._runtime(enrolled),
+            runtime=self.runtime(enrolled),
         )
 
-    def _runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
+    def runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
         """Return what judges the node's IMA log; None, which no node passes with that needs it, for no policy."""
         name = enrolled.runtime_policy_name
         policy = None if name is None else self._policies.current(name)

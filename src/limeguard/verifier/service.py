@@ -11,6 +11,8 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
+from msgspec.structs import replace as replace_state
+
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import QuoteFault, parse_quote, verify_quote
@@ -25,6 +27,7 @@ from limeguard.verifier.engine import Applied, Engine
 from limeguard.verifier.enrolment import Site, examine, parse_ak, with_ima
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.policies import Accepted, PolicyShelf, decode_upload, policy_answer
+from limeguard.verifier.push import RESERVED_AT_ONCE
 from limeguard.verifier.record import with_supervision
 from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
@@ -81,6 +84,22 @@ class NodeRows(Protocol):
         ...
 
 
+class Revoker(Protocol):
+    """Takes tokens back."""
+
+    async def revoke(self, agent_id: str, /) -> None:
+        """Take every token of an agent back. Raises StoreUnavailable."""
+        ...
+
+
+class Forgetter(Protocol):
+    """Keeps records of attestations."""
+
+    async def forget(self, agent_id: str, /) -> None:
+        """Write nothing more of a node."""
+        ...
+
+
 class VerifierService:
     """The nodes of one verifier. Every method may raise StoreUnavailable."""
 
@@ -90,10 +109,16 @@ class VerifierService:
         engine: Engine,
         site: Site,
         shelf: PolicyShelf,
+        tokens: Revoker,
+        records: Forgetter,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Serve the nodes of `site` that `engine` supervises. `now` is seconds since 1970."""
+        """Serve the nodes of `site` that `engine` supervises. `now` is seconds since 1970.
+
+        With a node go its `tokens` and the `records` of its attestations.
+        """
+        self._tokens, self._archive = tokens, records
         self._rows = rows
         self._engine = engine
         self._site = site
@@ -167,9 +192,10 @@ class VerifierService:
 
     async def enrol(self, agent_id: str, body: bytes) -> None:
         """Enrol a node and begin to supervise it. Raises BadRequest, Refused."""
-        request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
+        required = self._site.certificate_required and not self._site.push
+        request = verifier_v2.decode_enrolment(body, certificate_required=required)
         new = examine(agent_id, request, self._site, self._now())
-        start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
+        start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None, push=new.enrolled.push)
         enrolled = new.enrolled
         if self._engine.fleet.get(agent_id) is not None:
             raise _exists(agent_id)
@@ -181,12 +207,15 @@ class VerifierService:
             judged = await self._runtime_policy(enrolled.runtime_policy_name, request)
             enrolled = replace(enrolled, has_runtime_policy=judged)
         blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
-        record = NodeRecord(enrolled, with_supervision(blank, start))
+        reserved = RESERVED_AT_ONCE if enrolled.push else 0
+        record = NodeRecord(enrolled, replace_state(with_supervision(blank, start), attestation_limit=reserved))
         try:
             await self._rows.add(record, mtls_cert=new.mtls_cert, revocation_key=new.revocation_key)
         except Conflict:
             raise _exists(agent_id) from None
-        self._engine.take_in(Node(record, new.ak, self._pcr_policy(enrolled), _address(enrolled)), lifecycle.Enrolled())
+        node = Node(record, new.ak, self._pcr_policy(enrolled), _address(enrolled))
+        node.next_attestation = 0
+        self._engine.take_in(node, lifecycle.Enrolled())
         log.info("Agent %s is enrolled", clean(agent_id))
 
     async def _runtime_policy(self, name: str, request: verifier_v2.EnrolmentRequest) -> bool:
@@ -261,6 +290,9 @@ class VerifierService:
         node = await self._supervised(agent_id, 404, verifier_v2.UNKNOWN_NODE)
         applied = self._engine.apply(node, lifecycle.DeleteRequested(busy=node.busy))
         if applied.remove:
+            if node.record.enrolled.push:
+                await self._archive.forget(agent_id)
+            await self._tokens.revoke(agent_id)
             await self._engine.remove(node)
             return Deletion.DONE
         await self._committed(applied)

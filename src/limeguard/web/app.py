@@ -79,7 +79,8 @@ class Route:
     """One operation: method, path pattern such as `/v2/agents/{agent_id}`, the action to be allowed, and what to call.
 
     `{name}` matches one non-empty segment. The first segment may name a version group (`versions` of the app).
-    `plain_http` opens the route to the listener without TLS.
+    `plain_http` opens the route to the listener without TLS. Without `credentials` nobody looks at those of the caller:
+    on such a route agents prove who they are, and may hold a token that is out of date.
     """
 
     method: str
@@ -87,6 +88,7 @@ class Route:
     action: str
     handler: Handler
     plain_http: bool = False
+    credentials: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +281,7 @@ class App:
 
     async def _authorize(self, incoming: Incoming, route: Route, params: Mapping[str, str]) -> Caller:
         try:
-            caller = await self._caller(incoming)
+            caller = await self._caller(incoming) if route.credentials else ANONYMOUS
         except Unauthorized as refused:
             raise _Refused(auth_error(401, "Unauthorized", str(refused))) from refused
         reason = self.authorizer.refusal(route.action, caller, params.get("agent_id"))
