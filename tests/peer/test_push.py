@@ -1,4 +1,4 @@
-"""The push model across implementations: our agent and our tenant with Keylime's verifier in push mode."""
+"""The push model across implementations: our agent with Keylime's verifier, Keylime's tenant with ours."""
 
 import hashlib
 import json
@@ -38,9 +38,10 @@ class PushSite(MixedSite):
         return made
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSite]:
-    with PushSite(tmp_path_factory.mktemp("push"), "keylime", "keylime", "keylime") as running:
+@pytest.fixture(scope="module", params=["keylime", "limeguard"])
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixedSite]:
+    """Keylime's registrar and tenant, with Keylime's verifier or with ours."""
+    with PushSite(tmp_path_factory.mktemp("push"), request.param, "keylime", "keylime") as running:
         running.options["verifier"] = {"mode": "push", "quote_interval": INTERVAL}
         running.start_servers()
         yield running
@@ -78,7 +79,7 @@ def policy_file(folder: Path, *names: str) -> str:
     return str(path)
 
 
-def test_our_agent_attests_to_their_verifier_and_a_changed_pcr_fails(site: MixedSite) -> None:
+def test_our_agent_attests_to_either_verifier_and_a_changed_pcr_fails(site: MixedSite) -> None:
     node = started(site)
     site.run_tenant("-c", "add", "-u", node.id, "--push-model", "--tpm_policy", json.dumps({"23": [UNTOUCHED]}))
     comes_to(site, node, "PASS", rounds=2)
