@@ -14,13 +14,15 @@ from limeguard.clients.verifier_push import Attestation, PushVerifier, Refused, 
 from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.simulator.machine import Machine
-from limeguard.simulator.run import Meter, Plan, Simulation, Site
+from limeguard.simulator.run import Meter, Plan, Report, Simulation, Site
 from limeguard.web.client import HttpClient, Unreachable
 from limeguard.wire import push_agent_v3 as wire
 
 MAX_ANSWER: Final = 1 << 24
 TIMEOUT: Final = 5.0
 UNAUTHORIZED, FORBIDDEN = 401, 403
+USUAL_PORT: Final = 9002
+NO_CERTIFICATE: Final = "disabled"
 PAUSE: Final = 1.0
 """Seconds before a machine tries again what went wrong, unless the verifier names a time."""
 
@@ -93,8 +95,14 @@ class PushSimulation(Simulation):
         self._working: list[asyncio.Task[None]] = []
         self._clients: list[HttpClient] = []
 
+    async def run(self, agents: ssl.SSLContext, certificate: str) -> Report:
+        """Register and enrol, play, and report. Machines that serve nothing have no certificate of their own."""
+        del certificate
+        return await super().run(agents, NO_CERTIFICATE)
+
     async def begin(self, agents: ssl.SSLContext) -> None:
-        """Serve nothing: machines begin when they are enrolled."""
+        """Serve nothing: machines begin when they are enrolled. What is registered is an agent's usual port."""
+        self.server.port = USUAL_PORT
 
     def enrolled(self, machine: Machine) -> None:
         """Let a machine attest from now on."""
