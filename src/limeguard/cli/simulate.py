@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import uvloop
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -143,7 +144,8 @@ def _simulated(
     async def run() -> Report:
         return await kind(plan, site, meter).run(agents, certificate.read_text())
 
-    report = asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        report = runner.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **_figures(report)}
 
 

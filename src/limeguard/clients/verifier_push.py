@@ -4,12 +4,13 @@ One attempt each; when to try again and where is decided elsewhere.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import Answer, HttpClient
+from limeguard.web.client import Answer
 from limeguard.wire import push_agent_v3 as wire
 
 log = get_logger("keylime_push_model_agent.http")
@@ -43,10 +44,19 @@ class Session:
     token: str = field(repr=False)
 
 
+class Http(Protocol):
+    """What carries the calls: either of the HTTP clients."""
+
+    async def request(
+        self, method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send one request and return its whole answer. Raises Unreachable."""
+
+
 class PushVerifier:
     """Calls to the verifier at `base` for one node. `show_tokens`: for tests of a site, never in operation."""
 
-    def __init__(self, base: str, version: str, agent_id: str, http: HttpClient, *, show_tokens: bool = False) -> None:
+    def __init__(self, base: str, version: str, agent_id: str, http: Http, *, show_tokens: bool = False) -> None:
         """Connect with the first call."""
         self.base = base.rstrip("/")
         self._version, self._agent_id, self._http = version, agent_id, http

@@ -15,7 +15,8 @@ from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.simulator.machine import Machine
 from limeguard.simulator.run import Meter, Plan, Report, Simulation, Site
-from limeguard.web.client import HttpClient, Unreachable
+from limeguard.web.client import Unreachable
+from limeguard.web.pinned import PinnedHttp
 from limeguard.wire import push_agent_v3 as wire
 
 MAX_ANSWER: Final = 1 << 24
@@ -33,7 +34,6 @@ class PushMachine:
 
     machine: Machine
     verifier: PushVerifier
-    http: HttpClient
     key: wire.CertificationKey
     binding: str
     session: Session | None = None
@@ -93,7 +93,7 @@ class PushSimulation(Simulation):
         """Make the machines; none calls yet."""
         super().__init__(plan, site, meter, **options)
         self._working: list[asyncio.Task[None]] = []
-        self._clients: list[HttpClient] = []
+        self._clients: list[PinnedHttp] = []
 
     async def run(self, agents: ssl.SSLContext, certificate: str) -> Report:
         """Register and enrol, play, and report. Machines that serve nothing have no certificate of their own."""
@@ -102,6 +102,7 @@ class PushSimulation(Simulation):
 
     async def begin(self, agents: ssl.SSLContext) -> None:
         """Serve nothing: machines begin when they are enrolled. What is registered is an agent's usual port."""
+        del agents
         self.server.port = USUAL_PORT
 
     def enrolled(self, machine: Machine) -> None:
@@ -121,11 +122,11 @@ class PushSimulation(Simulation):
 
     def _made(self, machine: Machine) -> PushMachine:
         keep = 3 * self.plan.interval + 10
-        http = HttpClient(self.site.nodes, timeout=TIMEOUT, max_answer=MAX_ANSWER, keepalive=keep)
+        http = PinnedHttp(self.site.nodes, timeout=TIMEOUT, max_answer=MAX_ANSWER, keepalive=keep)
         self._clients.append(http)
         verifier = PushVerifier(self.site.verifier, wire.DEFAULT_VERSION, machine.agent_id, http)
         area = machine.node.ak.area
-        return PushMachine(machine, verifier, http, _offered_key(area), spki_pem(area.public_key()))
+        return PushMachine(machine, verifier, _offered_key(area), spki_pem(area.public_key()))
 
     async def _live(self, node: PushMachine) -> None:
         """Attest for ever, at moments that are spread over the interval."""
