@@ -22,15 +22,15 @@ from tests.fakes.verifier_site import PATIENCE, Answer, Site
 MEDIA_TYPE = "application/vnd.api+json"
 REQUEST_ID = "a1b2c3"
 STAGES = {"awaiting_evidence", "evaluating_evidence", "verification_complete"}
-QUOTE_CAPABILITIES = {
+QUOTE_CAPABILITIES: dict[str, type] = {
     "component_version": str,
     "hash_algorithms": list,
     "signature_schemes": list,
     "available_subjects": dict,
     "certification_keys": list,
 }
-LOG_CAPABILITIES = {"entry_count": int, "supports_partial_access": bool, "appendable": bool, "formats": list}
-KEY = {
+LOG_CAPABILITIES: dict[str, type] = {"entry_count": int, "supports_partial_access": bool, "appendable": bool, "formats": list}
+KEY: dict[str, type] = {
     "key_algorithm": str,
     "key_class": str,
     "key_size": int,
