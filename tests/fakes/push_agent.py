@@ -29,7 +29,12 @@ QUOTE_CAPABILITIES: dict[str, type] = {
     "available_subjects": dict,
     "certification_keys": list,
 }
-LOG_CAPABILITIES: dict[str, type] = {"entry_count": int, "supports_partial_access": bool, "appendable": bool, "formats": list}
+LOG_CAPABILITIES: dict[str, type] = {
+    "entry_count": int,
+    "supports_partial_access": bool,
+    "appendable": bool,
+    "formats": list,
+}
 KEY: dict[str, type] = {
     "key_algorithm": str,
     "key_class": str,

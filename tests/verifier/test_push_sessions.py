@@ -156,7 +156,10 @@ async def test_a_bad_proof_ends_the_session(site: Site) -> None:
     def no_base64(_challenge: str) -> dict[str, Any]:
         return {"message": "***", "signature": "***"}
 
-    for lie in (another_challenge, another_key, another_signer, a_quote, no_base64, lambda _: {}):
+    def nothing(_challenge: str) -> dict[str, Any]:
+        return {}
+
+    for lie in (another_challenge, another_key, another_signer, a_quote, no_base64, nothing):
         data, challenge = await challenge_of(agent)
         answer = await agent.send_proof(data, lie(challenge))
         assert answer.status == 401
@@ -205,8 +208,9 @@ async def test_a_late_answer_gets_no_token(tmp_path: Path, authority: Authority)
 
 async def test_a_scheme_that_is_not_accepted_gets_no_token(site: Site) -> None:
     # trust: downgrade
-    for changed in ({"accept_tpm_signing_algs": ["rsassa"]}, {"accept_tpm_hash_algs": ["sha512"]}):
-        agent = await enrolled(site, f"node-{next(iter(changed))}", **changed)
+    for name, accepted in (("accept_tpm_signing_algs", "rsassa"), ("accept_tpm_hash_algs", "sha512")):
+        changed: dict[str, Any] = {name: [accepted]}
+        agent = await enrolled(site, f"node-{name}", **changed)
         data, challenge = await challenge_of(agent)
         assert (await agent.send_proof(data, agent.proof(challenge))).status == 401
 
@@ -236,7 +240,6 @@ async def test_a_stolen_token_does_not_make_a_good_quote(site: Site) -> None:
     agent = await enrolled(site)
     token = await agent.log_in()
     thief = PushAgent(site, agent.agent_id, SoftNode.create("ecc256", number=6), token=token)
-    thief.check_requested = lambda _one: None  # type: ignore[method-assign]
     await thief.attest()
     assert (await agent.evaluated())["evaluation"] == "fail"
     await agent.reaches("distrusted")
