@@ -136,7 +136,16 @@ def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
     }
     everywhere = {"get /version", "get /v3"}
     own = {
-        "verifier": {"get /", "get /v2", "get /versions", "get /v2/verify/identity", "get /healthz", "get /readyz"},
+        "verifier": {
+            "get /",
+            "get /v2",
+            "get /versions",
+            "get /v2/verify/identity",
+            "get /healthz",
+            "get /readyz",
+            "post /v3/sessions",
+            "patch /v3/sessions/{session_id}",
+        },
         "registrar": {
             "post /v2/agents",
             "post /v2/agents/{agent_id}",

@@ -7,6 +7,7 @@ import asyncio
 import json
 import re
 import ssl
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,20 +17,25 @@ from typing import Any
 from limeguard.simulator.softtpm import SoftNode
 from tests.fakes.soft_ima import SoftKernel
 from tests.fakes.strict_agent import NotUnderstood
-from tests.fakes.verifier_site import Answer, Site
+from tests.fakes.verifier_site import PATIENCE, Answer, Site
 
 MEDIA_TYPE = "application/vnd.api+json"
 REQUEST_ID = "a1b2c3"
 STAGES = {"awaiting_evidence", "evaluating_evidence", "verification_complete"}
-QUOTE_CAPABILITIES = {
+QUOTE_CAPABILITIES: dict[str, type] = {
     "component_version": str,
     "hash_algorithms": list,
     "signature_schemes": list,
     "available_subjects": dict,
     "certification_keys": list,
 }
-LOG_CAPABILITIES = {"entry_count": int, "supports_partial_access": bool, "appendable": bool, "formats": list}
-KEY = {
+LOG_CAPABILITIES: dict[str, type] = {
+    "entry_count": int,
+    "supports_partial_access": bool,
+    "appendable": bool,
+    "formats": list,
+}
+KEY: dict[str, type] = {
     "key_algorithm": str,
     "key_class": str,
     "key_size": int,
@@ -186,7 +192,7 @@ class PushAgent:
                 {
                     "evidence_class": "log",
                     "evidence_type": "uefi_log",
-                    "capabilities": {**uefi, "evidence_version": "2.1"},
+                    "capabilities": uefi,
                 },
                 {"evidence_class": "log", "evidence_type": "ima_log", "capabilities": ima},
             ],
@@ -295,14 +301,41 @@ class PushAgent:
 
     async def evaluated(self, which: str = "latest") -> dict[str, Any]:
         """Wait for the verdict of an attestation, and return its attributes as the operator sees them."""
-        for _ in range(500):
+        end = time.monotonic() + PATIENCE
+        while True:
             answer = await self.site.ask("GET", f"{self.path}/{which}")
             assert answer.status == 200, answer.text
             attributes: dict[str, Any] = answer.json["data"]["attributes"]
             if attributes["stage"] == "verification_complete":
                 return attributes
+            assert time.monotonic() < end, f"no verdict: {attributes}"
             await asyncio.sleep(0.01)
-        raise AssertionError(f"no verdict: {attributes}")
+
+    async def view(self) -> dict[str, Any]:
+        """Return the node as our own interface shows it."""
+        answer = await self.site.ask("GET", f"/limeguard/v1/nodes/{self.agent_id}")
+        assert answer.status == 200, answer.text
+        return answer.json
+
+    async def status(self) -> dict[str, Any]:
+        """Return the node in Keylime's fields."""
+        found: dict[str, Any] = (await self.site.ask("GET", f"/v2.6/agents/{self.agent_id}")).json["results"]
+        return found
+
+    async def reaches(self, condition: str) -> dict[str, Any]:
+        """Wait for a condition and return the view."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            view = await self.view()
+            if view["condition"] == condition:
+                return view
+            assert time.monotonic() < end, f"not {condition}: {view}"
+            await asyncio.sleep(0.01)
+
+    async def judged(self) -> dict[str, Any]:
+        """Do one round, and return its attributes when there is a verdict."""
+        location = (await self.attest())["links"]["self"]
+        return await self.evaluated(location.rpartition("/")[2])
 
 
 def session(agent_id: str, **attributes: Any) -> dict[str, Any]:

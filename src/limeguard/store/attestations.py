@@ -10,7 +10,7 @@ from limeguard.store.database import Database
 from limeguard.store.schema_verifier import attestations
 
 MAX_KEPT = 64
-"""Failed attestations that are kept of a node, and as many passed ones: the newest."""
+"""Failed attestations that are kept of a node, and as many passed ones: the newest, and up to a few more."""
 _CHUNK = 200
 
 
@@ -32,16 +32,16 @@ class Attestations:
         """Work on this database."""
         self._database = database
 
-    async def write(self, rows: Sequence[AttestationRow], dropped: Sequence[tuple[str, int]]) -> None:
-        """Write rows, in the place of those with the same number, and forget others, in one transaction."""
+    async def write(self, rows: Sequence[AttestationRow], crowded: Sequence[str] = ()) -> None:
+        """Write rows, in the place of those with the same number, and forget the oldest of `crowded` nodes."""
         async with self._database.transaction() as connection:
-            gone = [*dropped, *((row.agent_id, row.number) for row in rows)]
-            for start in range(0, len(gone), _CHUNK):
-                await connection.execute(_DELETE, [_key(*one) for one in gone[start : start + _CHUNK]])
-            if rows:
-                await connection.execute(_INSERT, [_values(row) for row in rows])
-            for agent_id, passed in sorted({(row.agent_id, row.passed) for row in rows}):
-                await _keep_newest(connection, agent_id, passed=passed)
+            for start in range(0, len(rows), _CHUNK):
+                chunk = rows[start : start + _CHUNK]
+                await connection.execute(_DELETE, [_key(row.agent_id, row.number) for row in chunk])
+                await connection.execute(_INSERT, [_values(row) for row in chunk])
+            for agent_id in crowded:
+                for passed in (True, False):
+                    await _keep_newest(connection, agent_id, passed=passed)
 
     async def list(self, agent_id: str) -> list[AttestationRow]:
         """Return what is kept of a node, oldest first."""

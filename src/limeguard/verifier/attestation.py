@@ -15,8 +15,7 @@ class Attestation:
     `generation` is that of the node when the challenge was made: operators' words since then make it void.
     `entries_due` is how many entries of the IMA log are to be sent from `offset` on. `body_sha256` is that of the
     evidence that was taken, so that its repetition is known. `judging` says that a verdict is being made.
-    `first_of_boot` says that the record of it is kept when the next one passes. `before` is the last one with a
-    verdict, until this one has one.
+    `before` is the last one with a verdict, until this one has one.
     """
 
     number: int
@@ -36,7 +35,6 @@ class Attestation:
     body_sha256: bytes | None = None
     shown: tuple[Shown, ...] | None = None
     judging: bool = False
-    first_of_boot: bool = False
     before: "Attestation | None" = None
 
     @property

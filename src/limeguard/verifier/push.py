@@ -331,7 +331,7 @@ class PushRounds:
         if attestation.shown is not None:
             attestation.shown = without_logs(attestation.shown, KEPT_LOG)
         if self._engine.fleet.get(node.agent_id) is node:
-            self._records.add(node, attestation, attestation.before)
+            self._records.add(node.agent_id, attestation, attestation.before)
         attestation.before = None
 
     def _our_fault(self, node: Node, attestation: Attestation, problem: Exception) -> None:
@@ -342,11 +342,17 @@ class PushRounds:
             self._engine.apply(node, lifecycle.OurFault(f"{type(problem).__name__} in this verifier"))
 
     async def drain(self, seconds: float) -> None:
-        """Let verdicts that are being made end for so long, then give them up."""
+        """Let verdicts that are being made end for so long, then give them up; keep the latest of each node."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in self._tasks:
             task.cancel()
+        for node in self._engine.fleet:
+            latest = node.attestation
+            if latest is not None and not latest.done:
+                latest = latest.before
+            if latest is not None:
+                self._records.keep(node.agent_id, latest)
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -356,8 +362,10 @@ class PushRounds:
         if node is None:
             raise PushRefused(404, "not_found", f"No enrolled agent with ID '{agent_id}'.")
         found = dict(await self._records.of(agent_id))
-        if node.attestation is not None:
-            found[node.attestation.number] = encode_attributes(node.attestation.view)
+        latest = node.attestation
+        for one in () if latest is None else (latest, latest.before):
+            if one is not None:
+                found[one.number] = encode_attributes(one.view)
         return sorted(found.items())
 
     async def attestation(self, agent_id: str, number: int | None) -> tuple[int, bytes]:
