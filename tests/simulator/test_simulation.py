@@ -9,8 +9,8 @@ import pytest
 from tests.fakes.pki import Authority, client_context
 from tests.fakes.verifier_site import running_verifier
 
-from limeguard.simulator.identity import make_identity
 from limeguard.simulator import run
+from limeguard.simulator.identity import make_identity
 from limeguard.simulator.push import PushSimulation
 from limeguard.simulator.run import Plan, Report, Simulation, SimulationError, Site
 from limeguard.simulator.scenario import ATTACKS, Happening
