@@ -257,14 +257,19 @@ async def test_a_verifier_that_hangs_is_given_up_in_time(tmp_path: Path) -> None
 
 async def test_a_broken_tpm_and_a_broken_registrar_end_nothing(tmp_path: Path) -> None:
     async with rig(tmp_path) as it:
-        failures = [RegistrationFailed("no"), OSError("no"), TpmError("no")]
+        failures: list[Exception] = [
+            RegistrationFailed("no"),
+            OSError("no"),
+            TpmError("no"),
+            KeyError("a fault of ours"),
+        ]
 
         async def register() -> None:
             if failures:
                 raise failures.pop()
 
         it.agent.register = register
-        assert await it.waits_for(3) == [60, 60, 60]
+        assert await it.waits_for(4) == [60] * 4
         it.attester.broken = True
         assert await it.waits_for(1) == [60]
         it.attester.broken = False

@@ -57,6 +57,7 @@ ROUND = (*ASKED, EvidenceAccepted(30), WaitOver())
     [
         ((), (Do.REGISTER, 0, None)),
         ((NotRegistered(),), (Do.WAIT, 60, Do.REGISTER)),
+        ((LocalFault(),), (Do.WAIT, 60, Do.REGISTER)),
         ((Registered(),), (Do.AUTHENTICATE, 0, None)),
         (IN, (Do.NEGOTIATE, 0, None)),
         (ASKED, (Do.ATTEST, 0, None)),
@@ -138,7 +139,7 @@ ASKS = st.none() | st.floats(0, 1e6)
 REFUSALS = st.builds(Refused, PASSING | OTHER | st.sampled_from([401, 403]), CODES, ASKS)
 FAILURES = REFUSALS | st.builds(NoAnswer) | st.builds(LocalFault)
 ANSWERS = {
-    Do.REGISTER: st.builds(Registered) | st.builds(NotRegistered),
+    Do.REGISTER: st.builds(Registered) | st.builds(NotRegistered) | st.builds(LocalFault),
     Do.AUTHENTICATE: st.builds(SessionGranted) | st.builds(SessionDenied) | FAILURES,
     Do.NEGOTIATE: st.builds(EvidenceRequested) | st.builds(NothingRequested) | FAILURES,
     Do.ATTEST: st.builds(EvidenceAccepted, st.none() | st.floats(0, 100)) | st.builds(EvidenceMissing) | FAILURES,

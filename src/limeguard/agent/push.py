@@ -63,19 +63,23 @@ class PushAgent:
     def _verifier(self) -> PushVerifier:
         return self.verifiers[self.state.verifier]
 
+    async def _act(self, now: Step) -> Event:
+        match now.state.doing:
+            case Do.WAIT:
+                return await self._wait(now)
+            case Do.REGISTER:
+                return await self._register()
+            case Do.AUTHENTICATE:
+                return await self._authenticate()
+            case Do.NEGOTIATE:
+                return await self._negotiate()
+            case Do.ATTEST:
+                return await self._attest()
+
     async def _perform(self, now: Step) -> Event:
+        """Perform the action and say what came of it, whatever that is."""
         try:
-            match now.state.doing:
-                case Do.WAIT:
-                    return await self._wait(now)
-                case Do.REGISTER:
-                    return await self._register()
-                case Do.AUTHENTICATE:
-                    return await self._authenticate()
-                case Do.NEGOTIATE:
-                    return await self._negotiate()
-                case Do.ATTEST:
-                    return await self._attest()
+            return await self._act(now)
         except Refused as refused:
             log.warning("%s refused to %s: %s", self._verifier.base, now.state.doing.value, refused)
             return push_step.Refused(refused.status, refused.code, refused.asked)
@@ -85,6 +89,10 @@ class PushAgent:
         except (TpmError, Busy, Unavailable, LogTooLarge, OSError, ValueError) as problem:
             # ValueError: what the TPM or a file of this node says cannot be read. The node goes on trying.
             log.error("%s", clean(problem) or type(problem).__name__)  # noqa: TRY400 - a sentence, no traceback
+            return push_step.LocalFault()
+        except Exception:
+            # A fault of ours is told in full, and is no reason to fall silent: a silent node looks like a bad one.
+            log.exception("Could not %s", now.state.doing.value)
             return push_step.LocalFault()
 
     async def _wait(self, now: Step) -> Event:

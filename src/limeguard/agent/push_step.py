@@ -194,6 +194,8 @@ def step(state: State, event: Event, rules: Rules) -> Step:  # noqa: C901, PLR09
         case EvidenceAccepted(after):
             seconds = rules.interval if after is None else max(after, SHORTEST_PAUSE)
             return _wait(_settled(state), seconds, Do.NEGOTIATE)
+        case LocalFault() if state.doing is Do.REGISTER:
+            return _wait(state, rules.interval, Do.REGISTER)
         case EvidenceMissing() | LocalFault():
             return _wait(replace(state, failures=0), rules.interval, Do.NEGOTIATE)
         case Refused():

@@ -25,7 +25,7 @@ UNAUTHORIZED, FORBIDDEN = 401, 403
 USUAL_PORT: Final = 9002
 NO_CERTIFICATE: Final = "disabled"
 PAUSE: Final = 1.0
-"""Seconds before a machine tries again what went wrong, unless the verifier names a time."""
+"""Seconds before a machine tries again what went wrong, unless the verifier names a time; sessions: an interval."""
 
 
 @dataclass(slots=True)
@@ -170,12 +170,12 @@ class PushSimulation(Simulation):
                 return 0.0
         except Refused as refused:
             self._note(f"session {refused.status}")
-            return max(refused.asked or 0.0, PAUSE)
+            return max(refused.asked or 0.0, self.plan.interval)
         except (Unreachable, wire.BadAnswer) as problem:
             self._note(f"session {getattr(problem, 'kind', 'unreadable')}")
-            return PAUSE
+            return self.plan.interval
         self._note("session denied")
-        return PAUSE
+        return self.plan.interval
 
     def _note(self, what: str) -> None:
         self.report.refusals[what] = self.report.refusals.get(what, 0) + 1
