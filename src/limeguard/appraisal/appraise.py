@@ -57,6 +57,7 @@ class Evidence:
 
     `public_key` is the transport key as PEM text, None when the answer has none. `ima_log` is the text from entry
     `ima_entry` on, None when there is no log; `boot_log` is binary; `boottime` is seconds since 1970, 0 when unknown.
+    `parsed` is what `quote` parses to, where somebody had to know that before.
     """
 
     quote: str
@@ -68,6 +69,7 @@ class Evidence:
     ima_entry: int = 0
     boot_log: bytes | None = None
     boottime: int = 0
+    parsed: Quote | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +243,7 @@ def _unfit_key(public_key: str) -> str | None:
 def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
     """Return what the attestation key vouches for, or why it vouches for nothing."""
     try:
-        quote = parse_quote(evidence.quote)
+        quote = parse_quote(evidence.quote) if evidence.parsed is None else evidence.parsed
     except MalformedEvidence as problem:
         return Finding(QUOTE_MALFORMED, {"place": problem.place, "reason": problem.reason})
     misnamed = _misnamed(quote, evidence)

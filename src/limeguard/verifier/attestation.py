@@ -5,21 +5,23 @@ Holds data only. A challenge lives in here and nowhere else, so that a restart c
 
 from dataclasses import dataclass
 
-from limeguard.wire.attestation_v3 import AWAITING, AttestationView, Requested, Shown
+from limeguard.wire.attestation_v3 import AWAITING, AttestationView, Offer, Requested, Shown
 
 
 @dataclass(slots=True, kw_only=True)
 class Attestation:
     """One attestation. Times are seconds since 1970, None while unset.
 
-    `generation` is that of the node when the challenge was made: operators' words since then make it void.
-    `entries_due` is how many entries of the IMA log are to be sent from `offset` on. `body_sha256` is that of the
-    evidence that was taken, so that its repetition is known. `judging` says that a verdict is being made.
-    `before` is the last one with a verdict, until this one has one.
+    `generation` is that of the node when the challenge was made: operators' words since then make it void. `offer` is
+    what was offered in `offer_body`: agents say the same again and again. `entries_due` is how many entries of the IMA
+    log are to be sent from `offset` on. `body_sha256` is that of the evidence that was taken, so that its repetition is
+    known. `judging` says that a verdict is being made. `before` is the last one with a verdict, until this one has one.
     """
 
     number: int
     generation: int
+    offer_body: bytes
+    offer: Offer
     challenge: bytes
     requested: tuple[Requested, ...]
     offset: int

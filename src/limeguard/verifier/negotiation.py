@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.wire.attestation_v3 import (
     BINARY_FORMAT,
@@ -81,13 +83,19 @@ def starting_offset(progress: Progress, *, boot_time: float | None, entries: int
 
 
 def negotiate(
-    offer: Offer, wanted: Wanted, progress: Progress, challenge: bytes, resets: int | None
+    offer: Offer,
+    wanted: Wanted,
+    progress: Progress,
+    challenge: bytes,
+    resets: int | None,
+    known: Requested | None = None,
 ) -> tuple[tuple[Requested, ...], int]:
     """Return what to ask for, and how many entries of the IMA log that is at least. Raises Invalid.
 
-    `challenge` are fresh random bytes, used for nothing else.
+    `challenge` are fresh random bytes, used for nothing else. `known` is the quote that was asked for when the same
+    was offered and wanted before: all but its challenge holds again.
     """
-    requested = [_quote(offer.quote, wanted, challenge)]
+    requested = [_quote(offer.quote, wanted, challenge) if known is None else _quote_again(known, challenge)]
     if wanted.boot_log:
         requested.append(_uefi(offer.uefi))
     if not wanted.ima_log:
@@ -155,6 +163,12 @@ def _quote(offer: QuoteOffer | None, wanted: Wanted, challenge: bytes) -> Reques
             certification_key=offer.key_as_sent(number),
         )
     return Requested.make(CERTIFICATION, TPM_QUOTE, offer.raw, parameters)
+
+
+def _quote_again(known: Requested, challenge: bytes) -> Requested:
+    text = b64encode(challenge).decode()
+    parameters = msgspec.structs.replace(known.parameters, challenge=text)
+    return Requested.make(known.evidence_class, known.evidence_type, known.capabilities, parameters)
 
 
 def _unfit(tip: str) -> Invalid:

@@ -32,6 +32,7 @@ from limeguard.verifier.supervision import PAUSED
 from limeguard.wire.attestation_v3 import (
     COMPLETE,
     EVALUATING,
+    Collected,
     LogParameters,
     QuoteParameters,
     decode_request,
@@ -125,23 +126,27 @@ class PushRounds:
 
     async def negotiate(self, agent_id: str, body: bytes) -> Attestation:
         """Answer an offer with what is to be sent. Raises PushRefused, NotADocument, Invalid, StoreUnavailable."""
-        resource = decode_request(body)
+        resource = None if self._offered_before(agent_id, body) else decode_request(body)
         node = self._node(agent_id)
         self._check_turn(node)
         await self._reserve(node)
         self._check_turn(node)
         # From here on nothing waits: what is asked for fits what is proven at this moment.
-        offer = read_offer(resource)
+        latest = self._offered_before(agent_id, body)
+        offer = latest.offer if latest is not None else read_offer(resource or decode_request(body))
         challenge = self._random(CHALLENGE_BYTES)
         state = node.state
         clock = state.clock
         progress = Progress(state.ima.next_entry, state.boottime, None if clock is None else clock.reset_count)
-        requested, entries = negotiate(offer, wanted_of(node), progress, challenge, self._tokens.reset_count(agent_id))
+        resets, known = self._tokens.reset_count(agent_id), None if latest is None else latest.requested[0]
+        requested, entries = negotiate(offer, wanted_of(node), progress, challenge, resets, known)
         number, now = node.next_attestation, self._now()
         node.next_attestation += 1
         node.attestation = Attestation(
             number=number,
             generation=node.generation,
+            offer_body=body if latest is None else latest.offer_body,
+            offer=offer,
             challenge=challenge,
             requested=requested,
             offset=_offset(requested),
@@ -153,6 +158,12 @@ class PushRounds:
         )
         log.info("Created attestation %d for agent '%s', sending chosen parameters", number, clean(agent_id))
         return node.attestation
+
+    def _offered_before(self, agent_id: str, body: bytes) -> Attestation | None:
+        """Return the node's latest attestation when it began with the very same offer."""
+        node = self._engine.fleet.get(agent_id)
+        latest = None if node is None else node.attestation
+        return latest if latest is not None and latest.offer_body == body else None
 
     def _node(self, agent_id: str) -> Node:
         node = self._engine.fleet.get(agent_id)
@@ -231,7 +242,7 @@ class PushRounds:
         latest.body_sha256, latest.received_at, latest.stage = digest, now, EVALUATING
         latest.shown = show(latest.requested, collected)
         latest.judging = True
-        evidence = _evidence(node, latest, collected.quote_text, collected.ima_log, collected.boot_log)
+        evidence = _evidence(node, latest, collected)
         if size > LONG_LIST:
             self._waiting_chars += size
             task = asyncio.create_task(self._judge_long(node, latest, evidence, size))
@@ -404,19 +415,18 @@ def _offset(requested: tuple[object, ...]) -> int:
     return 0
 
 
-def _evidence(
-    node: Node, attestation: Attestation, quote: str, ima_log: str | None, boot_log: bytes | None
-) -> Evidence:
+def _evidence(node: Node, attestation: Attestation, collected: Collected) -> Evidence:
     """Return evidence as appraisal takes it. What an agent that is polled announces was agreed on beforehand here."""
     asked = next(one.parameters for one in attestation.requested if isinstance(one.parameters, QuoteParameters))
     return Evidence(
-        quote=quote,
+        quote=collected.quote_text,
+        parsed=collected.quote,
         hash_alg=asked.hash_algorithm,
         enc_alg=node.ak.key_algorithm,
         sign_alg=asked.signature_scheme,
-        ima_log=ima_log,
+        ima_log=collected.ima_log,
         ima_entry=attestation.offset,
-        boot_log=boot_log,
+        boot_log=collected.boot_log,
         boottime=int(attestation.boot_time or 0),
     )
 

@@ -450,21 +450,25 @@ def _sent_quote(raw: Raw, asked: QuoteParameters, where: str) -> tuple[str, Quot
         data = _quote_data(raw)
     except msgspec.ValidationError as problem:
         raise Invalid(_data_problem(raw, where, ("message", "signature", "subject_data"), str(problem))) from None
-    for name in ("message", "signature", "subject_data"):
-        try:
-            binascii.a2b_base64(getattr(data, name), strict_mode=True)
-        except ValueError as problem:
-            raise Invalid(Problem(f"{where}/{name}", f"must be base64 ({problem})")) from None
     text = f"r{data.message}:{data.signature}:{data.subject_data}"
     try:
         quote = parse_quote(text)
     except MalformedEvidence as problem:
-        raise Invalid(Problem(f"{where}/{_member_of(problem.place)}", f"cannot be read ({problem})")) from None
+        raise Invalid(_unreadable(data, where, problem)) from None
     banks = {bank.name: values for bank, values in quote.values.items()}
     wanted = asked.selected_subjects.get(asked.hash_algorithm) or ()
     if not set(wanted) <= set(banks.get(asked.hash_algorithm, ())):
         raise Invalid(Problem(f"{where}/subject_data", "must contain at least the PCRs requested"))
     return text, quote
+
+
+def _unreadable(data: _QuoteData, where: str, malformed: MalformedEvidence) -> Problem:
+    for name in ("message", "signature", "subject_data"):
+        try:
+            binascii.a2b_base64(getattr(data, name), strict_mode=True)
+        except ValueError as problem:
+            return Problem(f"{where}/{name}", f"must be base64 ({problem})")
+    return Problem(f"{where}/{_member_of(malformed.place)}", f"cannot be read ({malformed})")
 
 
 def _member_of(place: str) -> str:

@@ -6,6 +6,7 @@ worth. Keylime REST API, verifier, push model.
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -174,6 +175,7 @@ class SessionDocument(msgspec.Struct, frozen=True):
     data: SessionResource
 
 
+@lru_cache(maxsize=4096)  # each time of an attestation stands in several answers
 def timestamp(at: float) -> str:
     """Return seconds since 1970 as the wire spells them."""
     return datetime.fromtimestamp(at, UTC).isoformat()
