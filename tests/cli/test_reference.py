@@ -77,7 +77,7 @@ def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
 
-@pytest.mark.parametrize("name", ["api", "configuration", "findings"])
+@pytest.mark.parametrize("name", ["api", "configuration", "findings", "lifecycle"])
 def test_the_page_is_what_the_tables_say(name: str) -> None:
     printed = PAGES[name]()
     assert (FOLDER / f"{name}.md").read_text() == printed, (

@@ -12,6 +12,7 @@ import click
 from limeguard import __version__
 from limeguard.appraisal.findings import KINDS
 from limeguard.cli.config import reference as configuration
+from limeguard.cli.reference_lifecycle import lifecycle_page
 from limeguard.web.app import Route
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import Operation, openapi_document
@@ -114,6 +115,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "api": api,
     "configuration": configuration,
     "findings": findings,
+    "lifecycle": lifecycle_page,
     "openapi-registrar": lambda: _openapi("limeguard registrar", _registrar()),
     "openapi-verifier": lambda: _openapi("limeguard verifier", _verifier()),
 }
