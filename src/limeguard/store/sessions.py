@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from limeguard.store.database import Database
 from limeguard.store.group_insert import GroupInsert
+from limeguard.store.group_write import GroupWrite
 from limeguard.store.schema_verifier import sessions
 
 
@@ -40,6 +42,7 @@ class SessionRows:
         self._database = database
         self._verifier_id = verifier_id
         self._inserts = GroupInsert(database, sessions)
+        self._writes = GroupWrite(database)
 
     async def add(self, session: StoredSession) -> None:
         """Insert a session that waits for its proof."""
@@ -78,11 +81,14 @@ class SessionRows:
             "reset_count": session.reset_count,
             "expires_at": session.expires_at,
         }
-        async with self._database.transaction() as connection:
+
+        async def write(connection: AsyncConnection) -> bool:
             if (await connection.execute(proven.values(values))).rowcount != 1:
                 return False
             await connection.execute(others)
-        return True
+            return True
+
+        return await self._writes.run(write)
 
     async def drop(self, session_id: str) -> None:
         """Forget a session."""
