@@ -22,8 +22,6 @@ class PushNode(Node):
             "verifier_url": f"https://{LOOPBACK}:{sandbox.ports['verifier']}",
             "verifier_tls_ca_cert": str(sandbox.authority / "cacert.crt"),
             "attestation_interval_seconds": 1,
-            # The servers of a sandbox are known by their CA; their names are the machine's, not the loopback address.
-            "tls_accept_invalid_hostnames": True,
             "ima_ml_path": str(sandbox.folder / f"ima-{node[:8]}"),
             "measuredboot_ml_path": str(sandbox.folder / f"boot-{node[:8]}"),
         }
