@@ -38,7 +38,8 @@ async def reached(port: int, host: str, ca: Path, *, insecure: bool = False, any
     try:
         answer = await client.request("POST", f"https://{host}:{port}/", body=b"{}")
     except Unreachable as problem:
-        assert problem.kind == "tls"
+        if problem.kind != "tls":
+            raise
         return False
     finally:
         await client.close()

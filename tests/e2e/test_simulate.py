@@ -32,6 +32,18 @@ def test_a_fleet_is_registered_enrolled_and_attacked(tmp_path: Path) -> None:
     assert report["complaints"] == 0
 
 
+def test_a_fleet_that_pushes_attests(tmp_path: Path) -> None:
+    done = simulate(
+        "--push", "--nodes", "3", "--interval", "1", "--warm-up", "1", "--seconds", "3", "--register", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["conditions"] == {"trusted": 3}
+    assert report["sessions"] == 3
+    assert report["refusals"] == {}
+    assert report["rounds"] >= 3
+
+
 def test_people_get_a_table() -> None:
     done = simulate(*QUICK)
     assert done.returncode == 0, done.stderr
