@@ -1,5 +1,6 @@
 """Nodes that attest by themselves, over real connections: honest ones, ones that lie, and what everybody is told."""
 
+import asyncio
 import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
@@ -15,6 +16,9 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.simulator.softtpm import SoftAk, SoftNode
+from limeguard.store.database import StoreUnavailable
+from limeguard.store.nodes import Nodes
+from limeguard.store.sessions import SessionRows
 
 pytestmark = pytest.mark.services
 
@@ -414,3 +418,150 @@ async def test_a_deleted_node_leaves_nothing_behind(site: Site) -> None:
     assert (await agent.send_offer()).status == 401
     location = (await again.start())["links"]["self"]
     assert location.endswith("/0")
+
+
+# --- faults of our own ------------------------------------------------------------------------------------------------
+
+
+async def test_a_fault_of_the_verifier_is_no_verdict_and_the_next_round_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # trust: fail-closed
+    agent = await enrolled(site)
+    await agent.log_in()
+
+    def broken(*_arguments: object) -> Any:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr("limeguard.verifier.push.appraise", broken)
+    location = (await agent.attest())["links"]["self"]
+    await asyncio.sleep(0.05)
+    shown = (await site.ask("GET", location)).json["data"]["attributes"]
+    assert (shown["stage"], shown["evaluation"]) == ("evaluating_evidence", "pending")
+    view = await agent.view()
+    assert (view["condition"], view["attestation_count"], view["findings"]) == ("pending", 0, [])
+    monkeypatch.undo()
+    assert (await agent.judged())["evaluation"] == "pass"
+    await agent.reaches("trusted")
+
+
+@pytest.mark.parametrize("step", ["add", "get", "activate"])
+async def test_a_database_that_is_away_gives_out_no_token(
+    site: Site, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    # trust: fail-closed
+    agent = await enrolled(site)
+
+    async def away(*_arguments: object, **_named: object) -> Any:
+        raise StoreUnavailable("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SessionRows, step, away)
+        with pytest.raises(AssertionError, match="503"):
+            await agent.log_in()
+        assert agent.token == ""
+    assert await agent.log_in()
+
+
+async def test_known_tokens_and_rounds_outlive_an_outage_and_trust_waits_for_the_commit(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # trust: fail-closed
+    agent = await enrolled(site)
+    await agent.log_in()
+
+    async def away(*_arguments: object, **_named: object) -> Any:
+        raise StoreUnavailable("injected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Nodes, "save_rounds", away)
+        await agent.attest()
+        await asyncio.sleep(0.3)
+        assert (await agent.view())["condition"] == "pending"  # nobody hears of trust that the database does not hold
+        assert (await agent.status())["attestation_status"] == "PENDING"
+    await agent.reaches("trusted")
+
+
+async def test_an_evidence_that_fails_is_told_to_those_who_listen(tmp_path: Path, authority: Authority) -> None:
+    async with running_verifier(tmp_path, authority, **PUSH, enabled_revocation_notifications=("agent",)) as site:
+        listener = await site.add_agent("listener")
+        await site.enrol(listener)
+        agent = await measured(site, TOOLS[0])
+        assert agent.kernel is not None
+        agent.kernel.measure("/tmp/evil")
+        await agent.log_in()
+        assert (await agent.judged())["evaluation"] == "fail"
+        for _ in range(300):
+            if listener.notices:
+                break
+            await asyncio.sleep(0.02)
+        message = json.loads(listener.notices[0]["msg"])
+        assert (message["type"], message["agent_id"]) == ("revocation", agent.agent_id)
+        assert message["event_id"] == "ima.validation.ima-ng.not_in_allowlist"
+
+
+async def test_a_long_list_is_judged_beside_the_loop(site: Site) -> None:
+    names = tuple(f"/usr/lib/something/{number}" for number in range(4_000))
+    node = SoftNode.create("ecc256")
+    agent = await enrolled(site, node=node, runtime_policy=encoded(policy_for(*names)), **WITH_IMA)
+    agent.kernel = SoftKernel(node)
+    for name in names:
+        agent.kernel.measure(name)
+    await agent.log_in()
+    assert (await agent.judged())["evaluation"] == "pass"
+    assert (await agent.judged())["evaluation"] == "pass"
+    assert agent.offsets == [0, 4_000]
+    listed = (await site.ask("GET", f"{agent.path}/0")).json["data"]["attributes"]["evidence"][1]
+    assert listed["data"] == {"entries": None, "entry_count": None}  # too long to be kept
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/vnd.api+json2"])
+async def test_attestations_are_taken_in_their_own_media_type_alone(site: Site, content_type: str) -> None:
+    agent = await enrolled(site)
+    await agent.log_in()
+    location, requested = await agent.negotiate()
+    for answer in (
+        await agent.ask("POST", agent.path, agent.offer(), Content_Type=content_type),
+        await agent.ask("PATCH", location, agent.evidence(requested), Content_Type=content_type),
+    ):
+        assert (answer.status, answer.text) == (415, "")
+    parameters = "application/vnd.api+json; charset=utf-8"
+    taken = await agent.ask("PATCH", location, agent.evidence(requested), Content_Type=parameters)
+    assert taken.status == 202
+
+
+async def test_refusals_point_to_what_is_wrong_and_evidence_may_be_sent_again(site: Site) -> None:
+    agent = await enrolled(site)
+    await agent.log_in()
+    offer = agent.offer()
+    del offer["data"]["attributes"]["evidence_supported"][0]
+    answer = await agent.ask("POST", agent.path, offer)
+    assert answer.status == 422
+    assert answer.json == {
+        "errors": [
+            {
+                "status": "422",
+                "code": "invalid_resource_data",
+                "detail": "Attribute 'evidence' must contain a certification item of type 'tpm_quote' "
+                "per agent policy.",
+                "source": {"pointer": "/data/attributes/evidence"},
+            }
+        ],
+        "links": {"self": agent.path},
+        "jsonapi": {"version": "1.1"},
+    }
+    location, requested = await agent.negotiate()
+    bad = agent.evidence(requested)
+    bad["data"]["attributes"]["evidence_collected"] = []
+    assert (await agent.send_evidence(location, bad)).status == 422
+    cannot = {"data": {"type": "error", "attributes": {"evidence_collected": []}}}
+    answer = await agent.send_evidence(location, cannot)
+    assert (answer.status, answer.json["errors"][0]["code"]) == (400, "invalid_request")
+    agent.check_taken(await agent.send_evidence(f"{agent.path}/latest", agent.evidence(requested)))
+    await agent.reaches("trusted")
+    newer, _ = await agent.negotiate()
+    answer = await agent.send_evidence(location, bad)
+    assert (answer.status, answer.json["errors"][0]["code"]) == (403, "old_attestation")
+    for path in (f"{agent.path}/{int(newer.rpartition('/')[2]) + 1}", f"{agent.path}/x"):
+        answer = await agent.send_evidence(path, bad)
+        assert (answer.status, answer.json["errors"][0]["code"]) == (404, "not_found")

@@ -30,7 +30,8 @@ from limeguard.verifier.push import PushRefused, PushRounds, PushRules
 from limeguard.verifier.supervision import Job, Rules
 from limeguard.verifier.view import shows_trust
 from limeguard.verifier.writer import Writer
-from limeguard.wire.attestation_v3 import Invalid, QuoteParameters
+from limeguard.wire.attestation_v3 import QuoteParameters
+from limeguard.wire.offer_v3 import Invalid
 
 LIFETIME, CHALLENGE = 60.0, 30.0
 RULES = Rules(

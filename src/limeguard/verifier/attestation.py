@@ -5,7 +5,8 @@ Holds data only. A challenge lives in here and nowhere else, so that a restart c
 
 from dataclasses import dataclass
 
-from limeguard.wire.attestation_v3 import AWAITING, AttestationView, Offer, Requested, Shown
+from limeguard.wire.attestation_v3 import AWAITING, AttestationView, Requested, Shown
+from limeguard.wire.offer_v3 import Offer
 
 
 @dataclass(slots=True, kw_only=True)

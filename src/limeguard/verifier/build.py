@@ -162,9 +162,8 @@ class Verifier:
             policies=shelf,
             violations_found=not settings.ignore_tomtou_errors,
         )
-        fleet = Fleet(late_after=LATE_SECONDS, jitter=shuffled)
         self.engine = Engine(
-            fleet,
+            Fleet(late_after=LATE_SECONDS, jitter=shuffled),
             poller,
             self.writer,
             self._rows,
@@ -180,15 +179,7 @@ class Verifier:
             certificate_required=settings.enable_agent_mtls,
             push=settings.mode == PUSH,
         )
-        self._sessions = Sessions(SessionRows(self._database, settings.uuid), fleet.get, make_session_rules(settings))
-        self._records = AttestationLog(Attestations(self._database))
-        self._rounds = PushRounds(
-            self.engine,
-            self._sessions,
-            self._records,
-            poller.runtime,
-            PushRules(settings.quote_interval, settings.challenge_lifetime),
-        )
+        self._sessions, self._records, self._rounds = self._push(self.engine, poller)
         self._service = VerifierService(self._rows, self.engine, site, shelf, self._sessions, self._records)
         await self._service.take_up()
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
@@ -199,6 +190,15 @@ class Verifier:
         parts = (self.writer, self.engine, shelf, self._dispatcher, self._sessions, self._records)
         self._tasks = [asyncio.create_task(part.run()) for part in parts]
         log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+
+    def _push(self, engine: Engine, poller: Poller) -> tuple[Sessions, AttestationLog, PushRounds]:
+        """Return what serves nodes that attest by themselves."""
+        settings = self._settings
+        rows = SessionRows(self._database, settings.uuid)
+        sessions = Sessions(rows, engine.fleet.get, make_session_rules(settings))
+        records = AttestationLog(Attestations(self._database))
+        rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
+        return sessions, records, PushRounds(engine, sessions, records, poller.runtime, rules)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""

@@ -11,7 +11,9 @@ from typing import Final
 import msgspec
 
 from limeguard.evidence.tpm.structures import PublicArea
-from limeguard.wire.attestation_v3 import (
+from limeguard.wire.attestation_v3 import LogParameters, QuoteParameters, Requested
+from limeguard.wire.jsonapi import Problem
+from limeguard.wire.offer_v3 import (
     BINARY_FORMAT,
     CERTIFICATION,
     EVIDENCE,
@@ -23,14 +25,10 @@ from limeguard.wire.attestation_v3 import (
     Invalid,
     KeyOffer,
     LogOffer,
-    LogParameters,
     Offer,
     QuoteOffer,
-    QuoteParameters,
-    Requested,
     family_of,
 )
-from limeguard.wire.jsonapi import Problem
 
 CHALLENGE_BYTES: Final = 16
 """What every deployed agent can put into a quote, and more than anybody guesses."""

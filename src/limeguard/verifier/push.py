@@ -35,14 +35,13 @@ from limeguard.wire.attestation_v3 import (
     Collected,
     LogParameters,
     QuoteParameters,
-    decode_request,
     encode_attributes,
     read_evidence,
-    read_offer,
     show,
     without_logs,
 )
 from limeguard.wire.jsonapi import decode_resource
+from limeguard.wire.offer_v3 import decode_request, read_offer
 from limeguard.wire.verifier_v3 import FAIL, PASS
 
 log = get_logger("keylime.verifier")

@@ -9,8 +9,9 @@ from limeguard.verifier.push import PushRefused, PushRounds
 from limeguard.verifier.sessions import BadProof, SessionRefused, Sessions
 from limeguard.web.app import JSON_TYPE, Handler, Request, Response, Route, auth_error, empty, says_json
 from limeguard.wire import attestation_v3, jsonapi, verifier_v3
-from limeguard.wire.attestation_v3 import Invalid, NoEvidence
+from limeguard.wire.attestation_v3 import NoEvidence
 from limeguard.wire.jsonapi import ANSWER_TYPE, MEDIA_TYPE, NotADocument
+from limeguard.wire.offer_v3 import Invalid
 
 log = get_logger("keylime.verifier")
 
