@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from limeguard.cli.ima_emulator import make_parser as make_emulator_parser
 from limeguard.cli.main import limeguard
 from limeguard.cli.policy import make_parser as make_policy_parser
+from limeguard.cli.push_agent import make_parser as make_push_parser
 from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
 from limeguard.tenant.request import COMMANDS
@@ -57,7 +58,8 @@ def click_options() -> set[str]:
     return found - {"--help", "--version"}
 
 
-OPTIONS = tenant_options() | click_options() | policy_options() | policy_options(make_emulator_parser())
+PARSERS = (make_emulator_parser(), make_push_parser("limeguard agent push"))
+OPTIONS = tenant_options() | click_options() | policy_options().union(*(policy_options(one) for one in PARSERS))
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands(limeguard)])
@@ -75,7 +77,7 @@ def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
 
-@pytest.mark.parametrize("name", ["api", "configuration", "findings", "metrics"])
+@pytest.mark.parametrize("name", ["api", "configuration", "findings", "lifecycle", "metrics"])
 def test_the_page_is_what_the_tables_say(name: str) -> None:
     printed = PAGES[name]()
     assert (FOLDER / f"{name}.md").read_text() == printed, (
@@ -147,6 +149,8 @@ def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
             "post /v2/verify/evidence",
             "get /healthz",
             "get /readyz",
+            "post /v3/sessions",
+            "patch /v3/sessions/{session_id}",
         },
         "registrar": {
             "post /v2/agents",

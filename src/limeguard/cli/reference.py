@@ -12,6 +12,7 @@ import click
 from limeguard import __version__
 from limeguard.appraisal.findings import KINDS
 from limeguard.cli.config import reference as configuration
+from limeguard.cli.reference_lifecycle import lifecycle_page
 from limeguard.policy.boot.rules import boot_policy_schema
 from limeguard.web.app import Route
 from limeguard.web.auth import Rule
@@ -95,13 +96,12 @@ Tables = tuple[Sequence[Route], Mapping[str, Rule], Mapping[tuple[str, str], Ope
 
 def _verifier() -> Tables:
     from limeguard.verifier import api as described
-    from limeguard.verifier.onetime import OneTime
-    from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
-    from limeguard.verifier.service import VerifierService
+    from limeguard.verifier.routes import RULES, Watch, make_routes
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
-    watch = Watch(_no_problem, cast("Figures", None))
-    return make_routes(cast("VerifierService", None), cast("OneTime", None), watch), RULES, described.OPERATIONS
+    nothing: Any = None
+    routes = make_routes(nothing, nothing, Watch(_no_problem, nothing), nothing, nothing, push_by_default=False)
+    return routes, RULES, described.OPERATIONS
 
 
 async def _no_problem() -> None:
@@ -154,6 +154,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "boot-policy-schema": boot_policy_schema_text,
     "configuration": configuration,
     "findings": findings,
+    "lifecycle": lifecycle_page,
     "metrics": metrics,
     "openapi-registrar": lambda: _openapi("limeguard registrar", _registrar()),
     "openapi-verifier": lambda: _openapi("limeguard verifier", _verifier()),

@@ -11,7 +11,10 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
+from limeguard.verifier.push import PushRounds
+from limeguard.verifier.push_routes import push_routes
 from limeguard.verifier.service import Deletion, Refused, VerifierService
+from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import described
@@ -42,6 +45,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "create_mb_policy": Rule.ADMIN,
     "update_mb_policy": Rule.ADMIN,
     "delete_mb_policy": Rule.ADMIN,
+    "create_session": Rule.PUBLIC,
+    "extend_session": Rule.PUBLIC,
+    "submit_attestation": Rule.AGENT,
+    "list_attestations": Rule.ADMIN,
+    "read_attestation": Rule.ADMIN,
     "list_node_views": Rule.ADMIN,
     "read_node_view": Rule.ADMIN,
     "read_api_description": Rule.ADMIN,
@@ -82,15 +90,24 @@ def guarded(call: Call) -> Handler:
     return handle
 
 
-def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> tuple[Route, ...]:
-    """Return the table of routes over one service."""
+def make_routes(
+    service: VerifierService,
+    onetime: OneTime,
+    watch: "Watch",
+    sessions: Sessions,
+    rounds: PushRounds,
+    *,
+    push_by_default: bool,
+) -> tuple[Route, ...]:
+    """Return the table of routes over the services."""
+    version = _version_gone if push_by_default else _version
     nodes = _NodeHandlers(service)
     routes = (
         Route("GET", "/", "read_server_info", _to_newest),
         Route("GET", verifier_v2.ROOT, "read_server_info", _root),
         Route("GET", "/v3", "read_server_info", _root),
-        Route("GET", "/version", "read_version", _version),
-        Route("GET", "/versions", "read_version", _version),
+        Route("GET", "/version", "read_version", version),
+        Route("GET", "/versions", "read_version", version),
         Route("GET", verifier_v2.NODES, "list_agents", guarded(nodes.list)),
         Route("GET", verifier_v2.NODE, "read_agent", guarded(nodes.status)),
         Route("POST", verifier_v2.NODE, "create_agent", guarded(nodes.enrol)),
@@ -102,6 +119,7 @@ def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> t
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
+        *push_routes(sessions, rounds),
         Route("GET", "/healthz", "read_health", constant(Response(200, b"ok\n", PLAIN))),
         Route("GET", "/readyz", "read_health", watch.ready),
         Route("GET", "/metrics", "read_metrics", watch.metrics),
@@ -292,6 +310,11 @@ async def _root(_request: Request) -> Response:
 
 async def _version(_request: Request) -> Response:
     return json_response(200, versions_answer())
+
+
+async def _version_gone(_request: Request) -> Response:
+    """Answer as servers of the push model do; tenants then use the version that they know best."""
+    return refuse(410, "Gone")
 
 
 def versions_answer() -> bytes:
