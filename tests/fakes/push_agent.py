@@ -76,6 +76,7 @@ class PushAgent:
     agent_id: str
     node: SoftNode
     kernel: SoftKernel | None = None
+    boot_log: bytes = b""
     boot_time: str = "2026-01-05T08:00:00Z"
     token: str = ""
     tls: ssl.SSLContext | None = None
@@ -261,7 +262,7 @@ class PushAgent:
             message, signature, values = quote[1:].split(":")
             return {**kinds, "data": {"message": message, "signature": signature, "subject_data": values}}
         if one["evidence_type"] == "uefi_log":
-            return {**kinds, "data": {"entries": ""}}
+            return {**kinds, "data": {"entries": b64encode(self.boot_log).decode()}}
         lines = self.kernel.lines[chosen.get("starting_offset", 0) :] if self.kernel is not None else []
         return {**kinds, "data": {"entries": "".join(f"{line}\n" for line in lines), "entry_count": len(lines)}}
 

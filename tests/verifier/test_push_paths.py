@@ -20,7 +20,7 @@ from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import DEFAULT_LABELS, parse_severity
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.attestations import AttestationRow
-from limeguard.store.nodes import NodeRecord
+from limeguard.store.nodes import Enrolled, NodeRecord
 from limeguard.verifier import lifecycle
 from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine, Limits
@@ -50,7 +50,7 @@ class _NoRows:
         del batch
         return frozenset()
 
-    async def delete(self, _agent_id: str, /) -> bool:
+    async def delete(self, _agent_id: str, _epoch: int | None = None, /) -> bool:
         return True
 
     async def perform(self, _node: Node, _job: Job, /) -> Result:
@@ -66,6 +66,14 @@ class _NoRows:
         return None
 
     def passed(self, _agent_id: str, /) -> None:
+        return
+
+    boot_memo = None
+
+    def runtime(self, _enrolled: Enrolled, /) -> None:
+        return
+
+    def boot(self, _enrolled: Enrolled, /) -> None:
         return
 
 
@@ -89,9 +97,7 @@ class World:
         )
         log = AttestationLog(nothing)
         rules = PushRules(0.0, CHALLENGE)
-        self.rounds = PushRounds(
-            self.engine, nothing, log, lambda _e: None, rules, now=lambda: self.now, random=self.random
-        )
+        self.rounds = PushRounds(self.engine, nothing, log, nothing, rules, now=lambda: self.now, random=self.random)
         self.node = node
 
     def random(self, count: int) -> bytes:

@@ -346,7 +346,7 @@ class Verifier:
         sessions = Sessions(rows, engine.fleet.get, make_session_rules(settings))
         records = AttestationLog(Attestations(self._database))
         rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
-        return sessions, records, PushRounds(engine, sessions, records, poller.runtime, rules)
+        return sessions, records, PushRounds(engine, sessions, records, poller, rules)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""

@@ -15,9 +15,11 @@ from math import ceil
 from typing import Final, Protocol
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise
+from limeguard.appraisal.boot import BootMemo
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.runtime import RuntimeExpected
 from limeguard.appraisal.verdict import Appraisal, Outcome
+from limeguard.policy.boot import BootPolicy
 from limeguard.store.nodes import Enrolled
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
@@ -27,8 +29,9 @@ from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
-from limeguard.verifier.poller import LONG_LIST, Facts, history_of
+from limeguard.verifier.poller import LONG_BOOT_LOG, LONG_LIST, Facts, NoBootPolicyError, history_of
 from limeguard.verifier.supervision import PAUSED
+from limeguard.wire.agent_v2 import MAX_BOOT_LOG
 from limeguard.wire.attestation_v3 import (
     COMPLETE,
     EVALUATING,
@@ -41,7 +44,7 @@ from limeguard.wire.attestation_v3 import (
     without_logs,
 )
 from limeguard.wire.jsonapi import decode_resource
-from limeguard.wire.offer_v3 import decode_request, read_offer
+from limeguard.wire.offer_v3 import UEFI_LOG, decode_request, read_offer
 from limeguard.wire.verifier_v3 import FAIL, PASS
 
 log = get_logger("keylime.verifier")
@@ -91,6 +94,27 @@ class PushRules:
     challenge_lifetime: float = 1800.0
 
 
+class Grounds(Protocol):
+    """What evidence is judged by, as it is in force when it is asked for."""
+
+    @property
+    def boot_memo(self) -> BootMemo | None:
+        """Verdicts of boot logs that were judged before."""
+        ...
+
+    def runtime(self, enrolled: Enrolled, /) -> RuntimeExpected | None:
+        """Return what judges the node's IMA log."""
+        ...
+
+    def boot(self, enrolled: Enrolled, /) -> BootPolicy | None:
+        """Return what judges the node's boot log, None where nothing was to. Raises for a policy that is gone."""
+        ...
+
+
+class AskedBeforeError(Exception):
+    """The node's policy asks for more since its evidence was asked for, which is nothing to hold against the node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Evidence that was taken: its attestation, and how long the agent waits before the next one."""
@@ -107,15 +131,15 @@ class PushRounds:
         engine: Engine,
         tokens: Tokens,
         records: AttestationLog,
-        runtime: Callable[[Enrolled], RuntimeExpected | None],
+        grounds: Grounds,
         rules: PushRules,
         *,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Judge by what `runtime` says of a node at that moment. `now` is seconds since 1970."""
+        """Judge by what `grounds` say of a node at that moment. `now` is seconds since 1970."""
         self._engine, self._tokens, self._records = engine, tokens, records
-        self._runtime, self._rules = runtime, rules
+        self._grounds, self._rules = grounds, rules
         self._now, self._random = now, random
         self._threads = asyncio.Semaphore(THREADS)
         self._waiting_chars = 0
@@ -137,8 +161,9 @@ class PushRounds:
         state = node.state
         clock = state.clock
         progress = Progress(state.ima.next_entry, state.boottime, None if clock is None else clock.reset_count)
-        resets, known = self._tokens.reset_count(agent_id), None if latest is None else latest.requested[0]
-        requested, entries = negotiate(offer, wanted_of(node), progress, challenge, resets, known)
+        resets, wanted = self._tokens.reset_count(agent_id), self._wanted(node)
+        known = latest.requested[0] if latest is not None and _has_boot_log(latest) == wanted.boot_log else None
+        requested, entries = negotiate(offer, wanted, progress, challenge, resets, known)
         number, now = node.next_attestation, self._now()
         node.next_attestation += 1
         node.attestation = Attestation(
@@ -157,6 +182,26 @@ class PushRounds:
         )
         log.info("Created attestation %d for agent '%s', sending chosen parameters", number, clean(agent_id))
         return node.attestation
+
+    def _wanted(self, node: Node) -> Wanted:
+        """Return what a node is held to now."""
+        enrolled = node.record.enrolled
+        return Wanted(
+            ak=node.ak,
+            accept_hash=enrolled.accept_hash,
+            accept_sign=enrolled.accept_sign,
+            pcrs=frozenset(node.policy.allowed),
+            boot_log=self._judges_boot(enrolled),
+            ima_log=enrolled.runtime_policy_name is not None,
+        )
+
+    def _judges_boot(self, enrolled: Enrolled) -> bool:
+        """Say whether the boot log is judged; it is asked for as well where its policy is gone, which is no verdict."""
+        try:
+            policy = self._grounds.boot(enrolled)
+        except NoBootPolicyError:
+            return True
+        return policy is not None and policy.active
 
     def _offered_before(self, agent_id: str, body: bytes) -> Attestation | None:
         """Return the node's latest attestation when it began with the very same offer."""
@@ -243,7 +288,7 @@ class PushRounds:
         latest.shown = show(latest.requested, collected)
         latest.judging = True
         evidence = _evidence(node, latest, collected)
-        if size > LONG_LIST:
+        if size > LONG_LIST or self._is_new_boot_log(node, collected.boot_log):
             self._waiting_chars += size
             task = asyncio.create_task(self._judge_long(node, latest, evidence, size))
             self._tasks.add(task)
@@ -251,6 +296,16 @@ class PushRounds:
         else:
             asyncio.get_running_loop().call_soon(self._judge_now, node, latest, evidence)
         return Taken(latest, self._seconds_to_next(node, now))
+
+    def _is_new_boot_log(self, node: Node, log: bytes | None) -> bool:
+        """Say whether judging a boot log takes milliseconds: it is long, and another one than that of the last round.
+
+        That its length changed is a good enough sign: it only decides where the work is done.
+        """
+        length = len(log or b"")
+        known = self._grounds.boot_memo is not None and node.boot_log_length == length
+        node.boot_log_length = length
+        return length > LONG_BOOT_LOG and not known
 
     def _addressed(self, node: Node, number: int | None) -> Attestation:
         latest = node.attestation
@@ -296,7 +351,11 @@ class PushRounds:
         self._engine.fleet.counters.rounds += 1
 
     def _expected(self, node: Node, attestation: Attestation) -> Expected:
+        """Return what is good evidence now. Raises what is our own fault: then there is no verdict."""
         enrolled = node.record.enrolled
+        boot_policy = self._grounds.boot(enrolled)
+        if boot_policy is not None and boot_policy.active and not _has_boot_log(attestation):
+            raise AskedBeforeError("the measured boot policy asks for a log since the evidence was asked for")
         return Expected(
             ak=node.ak,
             nonce=attestation.challenge,
@@ -308,8 +367,10 @@ class PushRounds:
             required_selection=frozenset(checked_pcrs(attestation.requested)),
             # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
             identity_only_allowed=True,
-            runtime=self._runtime(enrolled),
+            runtime=self._grounds.runtime(enrolled),
             binds_key=False,
+            boot_policy=boot_policy,
+            boot_memo=self._grounds.boot_memo,
         )
 
     def _conclude(self, node: Node, attestation: Attestation, appraisal: Appraisal) -> None:
@@ -384,19 +445,6 @@ class PushRounds:
         raise PushRefused(404, "not_found", f"{which} exists for agent '{agent_id}'.")
 
 
-def wanted_of(node: Node) -> Wanted:
-    """Return what a node is held to. Boot logs are not judged yet, and enrolment refuses policies for them."""
-    enrolled = node.record.enrolled
-    return Wanted(
-        ak=node.ak,
-        accept_hash=enrolled.accept_hash,
-        accept_sign=enrolled.accept_sign,
-        pcrs=frozenset(node.policy.allowed),
-        boot_log=False,
-        ima_log=enrolled.runtime_policy_name is not None,
-    )
-
-
 def _disabled(agent_id: str, why: str) -> PushRefused:
     detail = f"Attestations for agent '{agent_id}' are currently disabled. {why}"
     return PushRefused(403, "agent_attestations_disabled", detail)
@@ -421,9 +469,20 @@ def _evidence(node: Node, attestation: Attestation, collected: Collected) -> Evi
         sign_alg=asked.signature_scheme,
         ima_log=collected.ima_log,
         ima_entry=attestation.offset,
-        boot_log=collected.boot_log,
+        boot_log=_boot_log(collected.boot_log),
         boottime=int(attestation.boot_time or 0),
     )
+
+
+def _boot_log(log: bytes | None) -> bytes | None:
+    """Return the boot log as appraisal takes it: an empty one is none, and one that is far too long is no log."""
+    if not log:
+        return None
+    return log if len(log) <= MAX_BOOT_LOG else b""
+
+
+def _has_boot_log(attestation: Attestation) -> bool:
+    return any(one.evidence_type == UEFI_LOG for one in attestation.requested)
 
 
 def _event(appraisal: Appraisal, received_at: float) -> Event:
