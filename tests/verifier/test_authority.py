@@ -36,7 +36,15 @@ async def nothing() -> None:
 
 # Paths and actions are read from the table; no handler is called.
 _NOTHING: Any = None
-TABLE = make_routes(_NOTHING, _NOTHING, Watch(nothing, _NOTHING), _NOTHING, _NOTHING, push_by_default=False)
+TABLE = make_routes(
+    _NOTHING,
+    _NOTHING,
+    Watch(nothing, _NOTHING),
+    _NOTHING,
+    _NOTHING,
+    lambda handler: handler,
+    push_by_default=False,
+)
 WANTED = {
     Rule.ADMIN: "requires admin authentication (mTLS certificate)",
     Rule.AGENT: "requires agent authentication (PoP token)",

@@ -14,7 +14,7 @@ from limeguard.appraisal.findings import KINDS
 from limeguard.cli.config import reference as configuration
 from limeguard.cli.reference_lifecycle import lifecycle_page
 from limeguard.policy.boot.rules import boot_policy_schema
-from limeguard.web.app import Route
+from limeguard.web.app import Handler, Route
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import Operation, openapi_document
 
@@ -100,8 +100,14 @@ def _verifier() -> Tables:
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
     nothing: Any = None
-    routes = make_routes(nothing, nothing, Watch(_no_problem, nothing), nothing, nothing, push_by_default=False)
+    watch = Watch(_no_problem, nothing)
+    routes = make_routes(nothing, nothing, watch, nothing, nothing, _here, push_by_default=False)
     return routes, RULES, described.OPERATIONS
+
+
+def _here(handler: Handler) -> Handler:
+    """Stand for what finds the worker that answers for a node."""
+    return handler
 
 
 async def _no_problem() -> None:

@@ -216,6 +216,14 @@ class Nodes:
             row = (await connection.execute(sa.select(*_READ).where(nodes.c.agent_id == agent_id))).mappings().first()
         return None if row is None else _record(row)
 
+    async def enrolled_at(self, agent_id: str) -> float | None:
+        """Return when a node of this verifier was enrolled; None when there is none."""
+        query = sa.select(nodes.c.enrolled_at)
+        query = query.where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)
+        async with self._database.reading() as connection:
+            found: float | None = (await connection.execute(query)).scalar()
+            return found
+
     async def get_many(self, agent_ids: Collection[str]) -> list[NodeRecord]:
         """Return those of these nodes that there are and that can be read, whichever verifier has them."""
         found: list[NodeRecord] = []

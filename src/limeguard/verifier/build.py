@@ -32,6 +32,7 @@ from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.crew import Member
 from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
+from limeguard.verifier.enrolments import Enrolments
 from limeguard.verifier.figures import Siblings
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
@@ -52,6 +53,7 @@ from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.push import PushRounds, PushRules
+from limeguard.verifier.relay import Relay
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.sessions import SessionRules, Sessions
@@ -103,8 +105,8 @@ def make_rules(settings: VerifierSettings) -> Rules:
     )
 
 
-def make_session_rules(settings: VerifierSettings) -> SessionRules:
-    """Return how sessions are given out."""
+def make_session_rules(settings: VerifierSettings, *, shared: bool) -> SessionRules:
+    """Return how sessions are given out, `shared` with other workers or not."""
     return SessionRules(
         challenge_lifetime=settings.nonce_lifetime,
         token_lifetime=settings.session_lifetime,
@@ -113,6 +115,7 @@ def make_session_rules(settings: VerifierSettings) -> SessionRules:
         address_window=settings.session_create_rate_limit_window_ip,
         per_agent=settings.session_create_rate_limit_per_agent,
         agent_window=settings.session_create_rate_limit_window_agent,
+        shared=shared,
     )
 
 
@@ -133,10 +136,12 @@ def make_app(
     watch: Watch,
     sessions: Sessions,
     rounds: PushRounds,
+    relay: Relay,
     settings: VerifierSettings,
 ) -> App:
     """Return the app over the services."""
-    routes = make_routes(service, onetime, watch, sessions, rounds, push_by_default=settings.mode == PUSH)
+    push = settings.mode == PUSH
+    routes = make_routes(service, onetime, watch, sessions, rounds, relay.at_owner, push_by_default=push)
     authorizer = Authorizer(RULES, sessions.caller)
     return App(routes, authorizer, versions=versions.PREFIXES, max_body=settings.max_upload_size, on_error=refuse)
 
@@ -204,6 +209,7 @@ class Verifier:
         self._sessions: Sessions | None = None
         self._records: AttestationLog | None = None
         self._rounds: PushRounds | None = None
+        self._relay: Relay | None = None
 
     @property
     def port(self) -> int:
@@ -216,8 +222,9 @@ class Verifier:
         if settings.auto_migrate_db and self._member.of == 1:
             await self._database.migrate(COMPONENT)
         changes = Changes(self._database, settings.uuid, self._worker.id)
+        leases = Leases(self._database, settings.uuid, self._worker, self._timing.lease)
         ownership = self._ownership = Ownership(
-            Leases(self._database, settings.uuid, self._worker, self._timing.lease),
+            leases,
             changes,
             crew=self._member.of,
             timing=self._timing,
@@ -278,7 +285,17 @@ class Verifier:
             certificate_required=settings.enable_agent_mtls,
             push=settings.mode == PUSH,
         )
-        self._sessions, self._records, self._rounds = self._push(self.engine, poller)
+        enrolments = Enrolments(self.engine.fleet.get, ownership, self._rows, settings.uuid)
+        self._sessions, self._records, self._rounds = self._push(self.engine, poller, enrolments)
+        relay = self._relay = Relay(
+            self._member.folder,
+            self._worker.id,
+            ownership,
+            leases.owners,
+            self.engine.fleet.get,
+            self._rows.enrolled_at,
+            max_body=settings.max_upload_size,
+        )
         self._service = VerifierService(
             self._rows,
             self.engine,
@@ -297,7 +314,8 @@ class Verifier:
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents, ownership)
         watch = Watch(self._not_ready, await self._figures(metrics))
         onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
-        app = make_app(self._service, onetime, watch, self._sessions, self._rounds, settings)
+        app = make_app(self._service, onetime, watch, self._sessions, self._rounds, relay, settings)
+        await relay.serve(app.handle)
         several = self._member.of > 1
         port = self._member.port or settings.port
         self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=several)
@@ -339,11 +357,13 @@ class Verifier:
         every = (AGENT, *((WEBHOOK,) if self._settings.webhook_url else ()), ZEROMQ)
         return tuple(channel for channel in every if channel in wanted)
 
-    def _push(self, engine: Engine, poller: Poller) -> tuple[Sessions, AttestationLog, PushRounds]:
+    def _push(
+        self, engine: Engine, poller: Poller, enrolments: Enrolments
+    ) -> tuple[Sessions, AttestationLog, PushRounds]:
         """Return what serves nodes that attest by themselves."""
         settings = self._settings
         rows = SessionRows(self._database, settings.uuid)
-        sessions = Sessions(rows, engine.fleet.get, make_session_rules(settings))
+        sessions = Sessions(rows, enrolments, make_session_rules(settings, shared=self._member.folder is not None))
         records = AttestationLog(Attestations(self._database))
         rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
         return sessions, records, PushRounds(engine, sessions, records, poller, rules)
@@ -425,6 +445,8 @@ class Verifier:
 
     async def stop(self) -> None:
         """Take no more requests, let running rounds end, write what they learned, close everything."""
+        if self._relay is not None:
+            await self._relay.stop()
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
         await asyncio.gather(*draining, *closing, self._hand_over())

@@ -6,6 +6,7 @@ from typing import Final
 from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.push import PushRefused, PushRounds
+from limeguard.verifier.relay import NotHereError
 from limeguard.verifier.sessions import BadProof, SessionRefused, Sessions
 from limeguard.web.app import JSON_TYPE, Handler, Request, Response, Route, auth_error, empty, says_json
 from limeguard.wire import attestation_v3, jsonapi, verifier_v3
@@ -18,23 +19,29 @@ log = get_logger("keylime.verifier")
 NO_DATA: Final = "Request body must include attestation evidence data."
 STORE_AWAY_SECONDS: Final = 5
 """Seconds after which an agent may come again while the database is away."""
+NOT_HERE_SECONDS: Final = 1
+"""Seconds after which an agent may come again whose node nobody answers for just now."""
 MAX_DIGITS: Final = 18
 
 Call = Callable[[Request], Awaitable[Response]]
 
 
-def push_routes(sessions: Sessions, rounds: PushRounds) -> tuple[Route, ...]:
-    """Return the routes over sessions and rounds."""
+def push_routes(sessions: Sessions, rounds: PushRounds, at_owner: Callable[[Handler], Handler]) -> tuple[Route, ...]:
+    """Return the routes over sessions, which every worker knows, and attestations, which are `at_owner` of the node."""
     session, attestation = _SessionHandlers(sessions), _AttestationHandlers(rounds)
+
+    def owned(call: Call) -> Handler:
+        return _guarded(at_owner(call))
+
     return (
         Route("POST", verifier_v3.SESSIONS, "create_session", _guarded(session.open), credentials=False),
         Route("PATCH", verifier_v3.SESSION, "extend_session", _guarded(session.prove), credentials=False),
-        Route("GET", verifier_v3.ATTESTATIONS, "list_attestations", _guarded(attestation.list)),
-        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", _guarded(attestation.create)),
-        Route("GET", verifier_v3.LATEST_ATTESTATION, "read_attestation", _guarded(attestation.read)),
-        Route("PATCH", verifier_v3.LATEST_ATTESTATION, "submit_attestation", _guarded(attestation.submit)),
-        Route("GET", verifier_v3.ATTESTATION, "read_attestation", _guarded(attestation.read)),
-        Route("PATCH", verifier_v3.ATTESTATION, "submit_attestation", _guarded(attestation.submit)),
+        Route("GET", verifier_v3.ATTESTATIONS, "list_attestations", owned(attestation.list)),
+        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", owned(attestation.create)),
+        Route("GET", verifier_v3.LATEST_ATTESTATION, "read_attestation", owned(attestation.read)),
+        Route("PATCH", verifier_v3.LATEST_ATTESTATION, "submit_attestation", owned(attestation.submit)),
+        Route("GET", verifier_v3.ATTESTATION, "read_attestation", owned(attestation.read)),
+        Route("PATCH", verifier_v3.ATTESTATION, "submit_attestation", owned(attestation.submit)),
     )
 
 
@@ -52,6 +59,14 @@ def _guarded(call: Call) -> Handler:
         except PushRefused as refused:
             body = jsonapi.encode_error(refused.status, refused.code, refused.detail, _path(request))
             return _later(Response(refused.status, body, ANSWER_TYPE), refused.retry_after)
+        except NotHereError:
+            detail = (
+                f"Agent '{request.params['agent_id']}' is just moving between worker processes, or lives elsewhere."
+            )
+            body = jsonapi.encode_error(503, "verifier_not_ready", detail, _path(request))
+            # Another connection may come to another worker, or machine.
+            headers = {"Retry-After": str(NOT_HERE_SECONDS), "Connection": "close"}
+            return Response(503, body, ANSWER_TYPE, headers)
         except Invalid as invalid:
             return Response(422, jsonapi.encode_problems(invalid.problems, _path(request)), ANSWER_TYPE)
         except NoEvidence:

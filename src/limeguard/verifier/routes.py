@@ -96,10 +96,11 @@ def make_routes(
     watch: "Watch",
     sessions: Sessions,
     rounds: PushRounds,
+    at_owner: Callable[[Handler], Handler],
     *,
     push_by_default: bool,
 ) -> tuple[Route, ...]:
-    """Return the table of routes over the services."""
+    """Return the table of routes over the services; `at_owner` has handlers called where the node is."""
     version = _version_gone if push_by_default else _version
     nodes = _NodeHandlers(service)
     routes = (
@@ -119,7 +120,7 @@ def make_routes(
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
-        *push_routes(sessions, rounds),
+        *push_routes(sessions, rounds, at_owner),
         Route("GET", "/healthz", "read_health", constant(Response(200, b"ok\n", PLAIN))),
         Route("GET", "/readyz", "read_health", watch.ready),
         Route("GET", "/metrics", "read_metrics", watch.metrics),

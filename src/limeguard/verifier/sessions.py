@@ -19,9 +19,10 @@ from typing import Final, Protocol
 
 from limeguard.evidence.tpm.possession import Possession, PossessionFault, verify_possession
 from limeguard.store.database import StoreUnavailable
+from limeguard.store.nodes import Enrolled
 from limeguard.store.sessions import StoredSession
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.fleet import Node
+from limeguard.verifier.enrolments import Enrolment, Enrolments
 from limeguard.verifier.ratelimit import RateLimit
 from limeguard.web.auth import Caller, CallerKind, Unauthorized
 from limeguard.wire import verifier_v3
@@ -82,7 +83,10 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRules:
-    """How sessions are given out. Times are seconds; a limit of 0 is none."""
+    """How sessions are given out. Times are seconds; a limit of 0 is none.
+
+    Tokens that are `shared` with other workers live on in the database as soon as they do in memory.
+    """
 
     challenge_lifetime: float = 60.0
     token_lifetime: float = 180.0
@@ -91,6 +95,7 @@ class SessionRules:
     address_window: float = 60.0
     per_agent: int = 15
     agent_window: float = 60.0
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -107,14 +112,14 @@ class Sessions:
     def __init__(
         self,
         rows: Rows,
-        node_of: Callable[[str], Node | None],
+        enrolments: Enrolments,
         rules: SessionRules,
         *,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
-        """Keep sessions in `rows` for the nodes that `node_of` knows. `now` is seconds since 1970."""
-        self._rows, self._node_of, self._rules = rows, node_of, rules
+        """Keep sessions in `rows` for the nodes in `enrolments`. `now` is seconds since 1970."""
+        self._rows, self._enrolments, self._rules = rows, enrolments, rules
         self._now, self._random = now, random
         self._addresses = RateLimit(rules.per_address, rules.address_window)
         self._agents = RateLimit(rules.per_agent, rules.agent_window)
@@ -165,24 +170,24 @@ class Sessions:
             raise SessionRefused(400, "Bad Request", verifier_v3.OTHER_AGENT)
         now, agent = self._now(), clean(session.agent_id)
         answer = replace(_view(session), provided=provided, received_at=now)
-        node = self._node_of(session.agent_id)
+        enrolment = await self._enrolments.of(session.agent_id)
         if not session.created_at - self._rules.challenge_lifetime <= now < session.expires_at:
             auth_log.info("Agent %s answered its challenge too late", agent)
             await self._rows.drop(session_id)
             return replace(answer, expired=True)
-        if node is None:
+        if enrolment is None:
             auth_log.info("Agent %s asks for a session, but no such node is enrolled", agent)
             await self._rows.drop(session_id)
             return answer
-        proven = _judge(node, session.challenge, provided)
+        proven = _judge(enrolment, session.challenge, provided)
         if isinstance(proven, PossessionFault):
             auth_log.warning("Agent %s did not prove that it has its key: %s", agent, proven.value)
             await self._rows.drop(session_id)
             raise BadProof(answer)
-        return await self._activate(session, node, proven, answer)
+        return await self._activate(session, enrolment.enrolled, proven, answer)
 
     async def _activate(
-        self, session: StoredSession, node: Node, proven: Possession, answer: SessionView
+        self, session: StoredSession, enrolled: Enrolled, proven: Possession, answer: SessionView
     ) -> SessionView:
         now = self._now()
         secret = urlsafe_b64encode(self._random(SECRET_BYTES)).rstrip(b"=").decode()
@@ -191,7 +196,7 @@ class Sessions:
             session,
             challenge=None,
             token_sha256=_digest(token),
-            enrolled_at=node.record.enrolled.enrolled_at,
+            enrolled_at=enrolled.enrolled_at,
             reset_count=proven.clock.reset_count,
             expires_at=now + self._rules.token_lifetime,
         )
@@ -216,7 +221,7 @@ class Sessions:
             raise Unauthorized(verifier_v3.TOKEN_NOT_ACTIVE)
         if not compare_digest(session.token_sha256, _digest(token)):
             raise Unauthorized(verifier_v3.NO_TOKEN)
-        if not self._counts(session):
+        if not await self._counts(session):
             raise Unauthorized(verifier_v3.NO_TOKEN)
         if self._now() >= held.expires_at:
             raise Unauthorized(verifier_v3.TOKEN_EXPIRED)
@@ -231,10 +236,10 @@ class Sessions:
             return _Held(session, session.expires_at)
         return self._hold(session)
 
-    def _counts(self, session: StoredSession) -> bool:
+    async def _counts(self, session: StoredSession) -> bool:
         """Say whether the node is still enrolled as it was when its key was proven: tokens end with the enrolment."""
-        node = self._node_of(session.agent_id)
-        return node is not None and node.record.enrolled.enrolled_at == session.enrolled_at
+        enrolled_at = await self._enrolments.enrolled_at(session.agent_id)
+        return enrolled_at is not None and enrolled_at == session.enrolled_at
 
     def _hold(self, session: StoredSession) -> _Held:
         """Keep a token at hand; an agent has one at a time."""
@@ -251,12 +256,15 @@ class Sessions:
         return None if held is None else held.session.reset_count
 
     def passed(self, agent_id: str) -> None:
-        """Let the token of an agent live on whose evidence passed. Written when half of its life is over."""
+        """Let the token of an agent live on whose evidence passed.
+
+        Written when half of its life is over; at once, with others, when other workers have to know.
+        """
         held = self._held.get(self._of_agent.get(agent_id, ""))
         if held is None or not self._rules.extend:
             return
         held.expires_at = self._now() + self._rules.token_lifetime
-        if held.expires_at - held.session.expires_at > self._rules.token_lifetime / 2:
+        if self._rules.shared or held.expires_at - held.session.expires_at > self._rules.token_lifetime / 2:
             self._extended[held.session.session_id] = held.expires_at
         auth_log.debug("Extended auth token for agent '%s'", agent_id)
 
@@ -319,8 +327,8 @@ class BadProof(Exception):  # noqa: N818 - an answer, not a fault
         self.view = view
 
 
-def _judge(node: Node, challenge: bytes, provided: Provided) -> Possession | PossessionFault:
-    enrolled = node.record.enrolled
+def _judge(enrolment: Enrolment, challenge: bytes, provided: Provided) -> Possession | PossessionFault:
+    enrolled = enrolment.enrolled
     try:
         message = binascii.a2b_base64(provided.message, strict_mode=True)
         signature = binascii.a2b_base64(provided.signature, strict_mode=True)
@@ -329,7 +337,7 @@ def _judge(node: Node, challenge: bytes, provided: Provided) -> Possession | Pos
     return verify_possession(
         message,
         signature,
-        key=node.ak,
+        key=enrolment.ak,
         challenge=challenge,
         accepted_hashes=enrolled.accept_hash,
         accepted_schemes=enrolled.accept_sign,

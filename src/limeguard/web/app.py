@@ -57,7 +57,8 @@ async def no_body(_limit: int) -> bytes:
 class Request:
     """One request as a handler sees it.
 
-    `params` are the path's own segments, not percent-decoded; no query can shadow them.
+    `params` are the path's own segments, not percent-decoded; no query can shadow them. `relayed`: another process of
+    this service has taken it and handed it on.
     """
 
     method: str
@@ -70,6 +71,7 @@ class Request:
     secure: bool
     request_id: str
     peer: str
+    relayed: bool = False
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -105,6 +107,7 @@ class Incoming:
     certificate_name: str | None = None
     secure: bool = True
     peer: str = ""
+    relayed: bool = False
 
 
 ErrorResponder = Callable[[int, str], Response]
@@ -269,6 +272,7 @@ class App:
                 secure=incoming.secure,
                 request_id=request_id,
                 peer=incoming.peer,
+                relayed=incoming.relayed,
             )
         )
 

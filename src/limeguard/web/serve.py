@@ -113,7 +113,7 @@ def _adapt(answer: Answer, *, secure: bool) -> Callable[[web.BaseRequest], Await
         if response.status != 204:
             headers["Content-Type"] = response.content_type
         reply = web.Response(status=response.status, body=response.body, headers=headers)
-        if response.status in {408, 413}:
+        if response.status in {408, 413} or response.headers.get("Connection") == "close":
             reply.force_close()
         return reply
 
