@@ -18,6 +18,10 @@ log = get_logger("keylime.verifier")
 NO_DATA: Final = "Request body must include attestation evidence data."
 STORE_AWAY_SECONDS: Final = 5
 """Seconds after which an agent may come again while the database is away."""
+MAX_SESSION: Final = 64 * 1024
+"""Bytes of a request about a session; proofs with RSA-4096 stay below 2,000."""
+MAX_OFFER: Final = 1024 * 1024
+"""Bytes of an offer; those of deployed agents have some 2,000."""
 MAX_DIGITS: Final = 18
 
 Call = Callable[[Request], Awaitable[Response]]
@@ -26,16 +30,22 @@ Call = Callable[[Request], Awaitable[Response]]
 def push_routes(sessions: Sessions, rounds: PushRounds) -> tuple[Route, ...]:
     """Return the routes over sessions and rounds."""
     session, attestation = _SessionHandlers(sessions), _AttestationHandlers(rounds)
+    offer = _guarded(attestation.create)
     return (
-        Route("POST", verifier_v3.SESSIONS, "create_session", _guarded(session.open), credentials=False),
-        Route("PATCH", verifier_v3.SESSION, "extend_session", _guarded(session.prove), credentials=False),
+        _public("POST", verifier_v3.SESSIONS, "create_session", session.open),
+        _public("PATCH", verifier_v3.SESSION, "extend_session", session.prove),
         Route("GET", verifier_v3.ATTESTATIONS, "list_attestations", _guarded(attestation.list)),
-        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", _guarded(attestation.create)),
+        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", offer, max_body=MAX_OFFER),
         Route("GET", verifier_v3.LATEST_ATTESTATION, "read_attestation", _guarded(attestation.read)),
         Route("PATCH", verifier_v3.LATEST_ATTESTATION, "submit_attestation", _guarded(attestation.submit)),
         Route("GET", verifier_v3.ATTESTATION, "read_attestation", _guarded(attestation.read)),
         Route("PATCH", verifier_v3.ATTESTATION, "submit_attestation", _guarded(attestation.submit)),
     )
+
+
+def _public(method: str, pattern: str, action: str, call: Call) -> Route:
+    """Return a route for agents that have no token yet, and so for anybody: it reads little."""
+    return Route(method, pattern, action, _guarded(call), credentials=False, max_body=MAX_SESSION)
 
 
 def _guarded(call: Call) -> Handler:

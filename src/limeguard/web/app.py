@@ -81,7 +81,8 @@ class Route:
 
     `{name}` matches one non-empty segment. The first segment may name a version group (`versions` of the app).
     `plain_http` opens the route to the listener without TLS. Without `credentials` nobody looks at those of the caller:
-    on such a route agents prove who they are, and may hold a token that is out of date.
+    on such a route agents prove who they are, and may hold a token that is out of date. `max_body` bounds its bodies
+    below what the app allows.
     """
 
     method: str
@@ -90,6 +91,7 @@ class Route:
     handler: Handler
     plain_http: bool = False
     credentials: bool = True
+    max_body: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ class App:
             caller = await self._authorize(incoming, route, params)
             path, _, query_text = incoming.target.partition("?")
             query = _query(query_text)
-            body = await self._body(incoming)
+            body = await self._body(incoming, route)
         except _Refused as refused:
             return refused.response
         except ValueError:
@@ -294,11 +296,12 @@ class App:
             raise _Refused(auth_error(403, "Forbidden", reason))
         return caller
 
-    async def _body(self, incoming: Incoming) -> bytes:
+    async def _body(self, incoming: Incoming, route: Route) -> bytes:
+        limit = self._max_body if route.max_body is None else min(route.max_body, self._max_body)
         try:
-            return await incoming.read_body(self._max_body)
+            return await incoming.read_body(limit)
         except BodyTooLarge:
-            text = f"Request body is larger than {self._max_body} bytes"
+            text = f"Request body is larger than {limit} bytes"
             raise _Refused(self._on_error(413, text)) from None
         except BodyTimeout:
             raise _Refused(self._on_error(408, "Request body did not arrive in time")) from None
