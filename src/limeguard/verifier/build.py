@@ -180,7 +180,7 @@ class Verifier:
             push=settings.mode == PUSH,
         )
         self._sessions, self._records, self._rounds = self._push(self.engine, poller)
-        self._service = VerifierService(self._rows, self.engine, site, shelf, self._sessions, self._records)
+        self._service = VerifierService(self._rows, self.engine, site, shelf, self._records)
         await self._service.take_up()
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
         watch = Watch(self._not_ready, metrics.text)

@@ -84,14 +84,6 @@ class NodeRows(Protocol):
         ...
 
 
-class Revoker(Protocol):
-    """Takes tokens back."""
-
-    async def revoke(self, agent_id: str, /) -> None:
-        """Take every token of an agent back. Raises StoreUnavailable."""
-        ...
-
-
 class Forgetter(Protocol):
     """Keeps records of attestations."""
 
@@ -109,16 +101,15 @@ class VerifierService:
         engine: Engine,
         site: Site,
         shelf: PolicyShelf,
-        tokens: Revoker,
         records: Forgetter,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Serve the nodes of `site` that `engine` supervises. `now` is seconds since 1970.
 
-        With a node go its `tokens` and the `records` of its attestations.
+        With a node go the `records` of its attestations.
         """
-        self._tokens, self._archive = tokens, records
+        self._archive = records
         self._rows = rows
         self._engine = engine
         self._site = site
@@ -292,7 +283,6 @@ class VerifierService:
         if applied.remove:
             if node.record.enrolled.push:
                 await self._archive.forget(agent_id)
-            await self._tokens.revoke(agent_id)
             await self._engine.remove(node)
             return Deletion.DONE
         await self._committed(applied)
