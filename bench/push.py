@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.fleet import CA, LOGGING, PEER, VERIFIER, Running  # noqa: E402 - found through the line above
+from fleet import CA, LOGGING, PEER, VERIFIER, Running  # noqa: E402 - the script beside this one
 
 from limeguard.cli.sandbox import Sandbox, ini_text  # noqa: E402
 from limeguard.cli.simulate import cpu_seconds, family, resident  # noqa: E402
