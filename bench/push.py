@@ -26,20 +26,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from fleet import CA, LOGGING, PEER, VERIFIER, Running
 
-from bench.fleet import CA, LOGGING, PEER, VERIFIER, Running  # noqa: E402 - found through the line above
-
-from limeguard.cli.sandbox import Sandbox, ini_text  # noqa: E402
-from limeguard.cli.simulate import cpu_seconds, family, resident  # noqa: E402
-from limeguard.cli.softtpm import Program, free_ports, wait_for_port  # noqa: E402
-from limeguard.evidence.tpm.quote import signature_is_good  # noqa: E402
-from limeguard.evidence.tpm.structures import parse_signature  # noqa: E402
-from limeguard.policy.runtime import empty_policy_document  # noqa: E402
-from limeguard.simulator.machine import IMA_PCR, BootList, digest_of  # noqa: E402
-from limeguard.simulator.softtpm import SoftAk, SoftEk, SoftNode, transport_key  # noqa: E402
-from limeguard.web.tls import client_context  # noqa: E402
+from limeguard.cli.sandbox import Sandbox, ini_text
+from limeguard.cli.simulate import cpu_seconds, family, resident
+from limeguard.cli.softtpm import Program, free_ports, wait_for_port
+from limeguard.evidence.tpm.quote import signature_is_good
+from limeguard.evidence.tpm.structures import parse_signature
+from limeguard.policy.runtime import empty_policy_document
+from limeguard.simulator.machine import IMA_PCR, BootList, digest_of
+from limeguard.simulator.softtpm import SoftAk, SoftEk, SoftNode, transport_key
+from limeguard.web.tls import client_context
 
 MEDIA_TYPE = "application/vnd.api+json"
 BOOT_TIME = "2026-01-05T08:00:00Z"

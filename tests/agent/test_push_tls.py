@@ -2,14 +2,16 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes.pki import Authority, server_context
 
 from limeguard.agent.keys import KeyFileError
+from limeguard.agent.push_build import PatientHttp
 from limeguard.agent.tls import verifier_context
 from limeguard.web.app import Response
-from limeguard.web.client import HttpClient, Unreachable
+from limeguard.web.client import Answer, HttpClient, Unreachable
 from limeguard.web.serve import Listener
 
 
@@ -60,3 +62,20 @@ async def test_a_verifier_is_known_by_ca_and_name(tmp_path: Path, authority: Aut
 def test_a_ca_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="verifier_tls_ca_cert"):
         verifier_context(tmp_path / "missing.crt", insecure=False, any_name=False)
+
+
+async def test_a_long_log_is_given_the_time_that_a_slow_link_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    async def request(_self: HttpClient, _method: str, _url: str, **options: Any) -> Answer:
+        given.append(options["timeout"])
+        return Answer(202, b"", {})
+
+    monkeypatch.setattr(HttpClient, "request", request)
+    client = HttpClient(None, timeout=5, max_answer=10)
+    patient = PatientHttp(client, 5)
+    await patient.request("POST", "https://v", body=b"{}")
+    await patient.request("PATCH", "https://v", body=bytes(13_000_000))
+    await client.close()
+    assert 5 <= given[0] < 5.1
+    assert given[1] > 300

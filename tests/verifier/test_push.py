@@ -168,7 +168,9 @@ async def test_so_does_one_that_lost_power(site: Site) -> None:
     await agent.reaches("trusted")
 
 
-@pytest.mark.parametrize("boot_time", ["2025-12-31T00:00:00Z", "2026-01-05T08:00:01+00:00"])
+@pytest.mark.parametrize(
+    "boot_time", ["2025-12-31T00:00:00Z", "2026-01-05T08:00:01+00:00", "2099-01-01T00:00:00+02:00"]
+)
 async def test_a_wall_clock_that_was_set_costs_a_full_replay_and_nothing_else(site: Site, boot_time: str) -> None:
     agent = await measured(site, *TOOLS[:3])
     await agent.log_in()

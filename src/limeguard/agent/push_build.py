@@ -29,15 +29,17 @@ from limeguard.agent.worker import TpmThread
 from limeguard.clients.verifier_push import PushVerifier, bases
 from limeguard.evidence.tpm.structures import parse_public_2b
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import HttpClient
+from limeguard.web.client import Answer, HttpClient
 from limeguard.wire.push_agent_v3 import DEFAULT_VERSION
 from limeguard.wire.registrar_agent_v2 import Registration
 from limeguard.wire.versions import AGENT_VERSIONS
 
 log = get_logger("keylime_push_model_agent")
 
-MAX_ANSWER = 64 * 1024 * 1024
-"""A verifier repeats the evidence in its answer, IMA log and all."""
+MAX_ANSWER = 128 * 1024 * 1024
+"""A verifier repeats the evidence in its answer, IMA log and all; it takes no more than 100 MB."""
+SLOWEST = 64 * 1024
+"""Bytes a second that a link is expected to carry: a long IMA log gets the time that it needs."""
 KEEPALIVE_SECONDS = 5.0
 """Connections serve one round; the next is usually a minute away, and an idle one may be gone by then."""
 AGENT_ID = re.compile(r"[\w.-]{1,80}", re.ASCII)
@@ -92,6 +94,21 @@ def registrar_versions(wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class PatientHttp:
+    """An HTTP client that gives a call more time the more it sends; the answer may be as long as the question."""
+
+    http: HttpClient
+    timeout: float
+
+    async def request(
+        self, method: str, url: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send one request and return its whole answer. Raises Unreachable."""
+        seconds = self.timeout + 2 * len(body or b"") / SLOWEST
+        return await self.http.request(method, url, body=body, headers=headers, timeout=seconds)
+
+
+@dataclass(frozen=True, slots=True)
 class PushProgram:
     """A configured push agent that may run once."""
 
@@ -120,7 +137,7 @@ class PushProgram:
             agent = PushAgent(
                 rules=self._rules(len(urls)),
                 register=lambda: self._register(agent_id, tpm, thread, attester),
-                verifiers=[self._verifier(url, agent_id, http) for url in urls],
+                verifiers=[self._verifier(url, agent_id, PatientHttp(http, options.timeout)) for url in urls],
                 evidence=self._evidence(thread, attester, tpm),
             )
             await agent.run()
@@ -151,7 +168,7 @@ class PushProgram:
             verifiers=verifiers,
         )
 
-    def _verifier(self, url: str, agent_id: str, http: HttpClient) -> PushVerifier:
+    def _verifier(self, url: str, agent_id: str, http: PatientHttp) -> PushVerifier:
         version = self.options.api_version
         if not VERSION.fullmatch(version):
             raise UnusableOption(f"--api-version {clean(version, 40)} is no version; write {DEFAULT_VERSION}.")

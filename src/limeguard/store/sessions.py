@@ -95,12 +95,6 @@ class SessionRows:
         async with self._database.transaction() as connection:
             await connection.execute(sessions.delete().where(*self._one(session_id)))
 
-    async def revoke(self, agent_id: str) -> None:
-        """Forget every session of an agent."""
-        theirs = (sessions.c.verifier_id == self._verifier_id, sessions.c.agent_id == agent_id)
-        async with self._database.transaction() as connection:
-            await connection.execute(sessions.delete().where(*theirs))
-
     async def extend(self, until: Mapping[str, float]) -> frozenset[str]:
         """Let these tokens live until then; return the ids of sessions that are gone."""
         ids = list(until)

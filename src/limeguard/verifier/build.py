@@ -305,7 +305,6 @@ class Verifier:
             ownership,
             changes,
             self.writer.flush,
-            self._sessions,
             self._records,
         )
         # Written and told from here on: what is taken up may have something to say at once.

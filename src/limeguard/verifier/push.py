@@ -180,7 +180,7 @@ class PushRounds:
             expires_at=now + self._rules.challenge_lifetime,
             before=node.attestation if node.attestation is None or node.attestation.done else node.attestation.before,
         )
-        log.info("Created attestation %d for agent '%s', sending chosen parameters", number, clean(agent_id))
+        log.debug("Created attestation %d for agent '%s', sending chosen parameters", number, agent_id)
         return node.attestation
 
     def _wanted(self, node: Node) -> Wanted:

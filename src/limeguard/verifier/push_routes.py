@@ -21,6 +21,10 @@ STORE_AWAY_SECONDS: Final = 5
 """Seconds after which an agent may come again while the database is away."""
 NOT_HERE_SECONDS: Final = 1
 """Seconds after which an agent may come again whose node nobody answers for just now."""
+MAX_SESSION: Final = 64 * 1024
+"""Bytes of a request about a session; proofs with RSA-4096 stay below 2,000."""
+MAX_OFFER: Final = 1024 * 1024
+"""Bytes of an offer; those of deployed agents have some 2,000."""
 MAX_DIGITS: Final = 18
 
 Call = Callable[[Request], Awaitable[Response]]
@@ -33,16 +37,22 @@ def push_routes(sessions: Sessions, rounds: PushRounds, at_owner: Callable[[Hand
     def owned(call: Call) -> Handler:
         return _guarded(at_owner(call))
 
+    offer = owned(attestation.create)
     return (
-        Route("POST", verifier_v3.SESSIONS, "create_session", _guarded(session.open), credentials=False),
-        Route("PATCH", verifier_v3.SESSION, "extend_session", _guarded(session.prove), credentials=False),
+        _public("POST", verifier_v3.SESSIONS, "create_session", session.open),
+        _public("PATCH", verifier_v3.SESSION, "extend_session", session.prove),
         Route("GET", verifier_v3.ATTESTATIONS, "list_attestations", owned(attestation.list)),
-        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", owned(attestation.create)),
+        Route("POST", verifier_v3.ATTESTATIONS, "submit_attestation", offer, max_body=MAX_OFFER),
         Route("GET", verifier_v3.LATEST_ATTESTATION, "read_attestation", owned(attestation.read)),
         Route("PATCH", verifier_v3.LATEST_ATTESTATION, "submit_attestation", owned(attestation.submit)),
         Route("GET", verifier_v3.ATTESTATION, "read_attestation", owned(attestation.read)),
         Route("PATCH", verifier_v3.ATTESTATION, "submit_attestation", owned(attestation.submit)),
     )
+
+
+def _public(method: str, pattern: str, action: str, call: Call) -> Route:
+    """Return a route for agents that have no token yet, and so for anybody: it reads little."""
+    return Route(method, pattern, action, _guarded(call), credentials=False, max_body=MAX_SESSION)
 
 
 def _guarded(call: Call) -> Handler:

@@ -16,7 +16,7 @@ from limeguard.verifier.push_routes import push_routes
 from limeguard.verifier.service import Deletion, Refused, VerifierService
 from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
-from limeguard.web.auth import Rule
+from limeguard.web.auth import CallerKind, Rule
 from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
 from limeguard.wire.envelope import BadRequest, envelope, error
@@ -179,7 +179,11 @@ class _NodeHandlers:
         return json_response(200, SUCCESS)
 
     async def status(self, request: Request) -> Response:
-        return json_response(200, verifier_v2.encode_status(await self._service.status(_agent_id(request))))
+        status = await self._service.status(_agent_id(request))
+        if request.caller.kind is CallerKind.AGENT:
+            # The share is for a node that was found good: it is delivered, never fetched.
+            status = msgspec.structs.replace(status, v=None)
+        return json_response(200, verifier_v2.encode_status(status))
 
     async def list(self, request: Request) -> Response:
         verifier_id = request.query.get("verifier")

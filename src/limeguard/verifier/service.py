@@ -162,14 +162,6 @@ class NodeRows(Protocol):
         ...
 
 
-class Revoker(Protocol):
-    """Takes tokens back."""
-
-    async def revoke(self, agent_id: str, /) -> None:
-        """Take every token of an agent back. Raises StoreUnavailable."""
-        ...
-
-
 class Forgetter(Protocol):
     """Keeps records of attestations."""
 
@@ -195,20 +187,18 @@ class VerifierService:
         owned: Owned,
         changes: Heard,
         flush: Callable[[], Awaitable[bool]],
-        tokens: Revoker,
         records: Forgetter,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Serve the nodes of `site`; those that are `owned` are what `engine` supervises. `now` is seconds since 1970.
 
-        `flush` writes what was learned and not yet written. With a node go its `tokens` and the `records` of its
-        attestations.
+        `flush` writes what was learned and not yet written. With a node go the `records` of its attestations.
         """
         self._owned = owned
         self._changes = changes
         self._flush = flush
-        self._tokens, self._archive = tokens, records
+        self._archive = records
         self._unusable: set[str] = set()
         self._begun = False
         self._rows = rows
@@ -550,7 +540,8 @@ class VerifierService:
             if not applied.remove and await self._committed(applied):
                 return Deletion.LATER
             if applied.remove:
-                await self._end_attestations(node)
+                if node.record.enrolled.push:
+                    await self._archive.forget(agent_id)
                 if await self._engine.remove(node):
                     return Deletion.DONE
         try:
@@ -560,12 +551,6 @@ class VerifierService:
                 raise
             # Its last job ended meanwhile, and the row with it.
         return Deletion.DONE
-
-    async def _end_attestations(self, node: Node) -> None:
-        """Have nothing more written of a node that attests by itself, and take its tokens back, before it goes."""
-        if node.record.enrolled.push:
-            await self._archive.forget(node.agent_id)
-            await self._tokens.revoke(node.agent_id)
 
     async def reactivate(self, agent_id: str) -> None:
         """Supervise a node afresh. Raises Refused."""

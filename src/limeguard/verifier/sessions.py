@@ -68,10 +68,6 @@ class Rows(Protocol):
         """Forget a session."""
         ...
 
-    async def revoke(self, agent_id: str, /) -> None:
-        """Forget every session of an agent."""
-        ...
-
     async def extend(self, until: dict[str, float], /) -> frozenset[str]:
         """Let tokens live longer; return the ids of sessions that are gone."""
         ...
@@ -267,11 +263,6 @@ class Sessions:
         if self._rules.shared or held.expires_at - held.session.expires_at > self._rules.token_lifetime / 2:
             self._extended[held.session.session_id] = held.expires_at
         auth_log.debug("Extended auth token for agent '%s'", agent_id)
-
-    async def revoke(self, agent_id: str) -> None:
-        """Take every token of an agent back."""
-        self._forget(self._of_agent.get(agent_id, ""))
-        await self._rows.revoke(agent_id)
 
     def _forget(self, session_id: str) -> None:
         held = self._held.pop(session_id, None)

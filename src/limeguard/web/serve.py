@@ -80,6 +80,11 @@ def _body_reader(request: web.BaseRequest) -> Callable[[int], Awaitable[bytes]]:
     async def read(limit: int) -> bytes:
         if (request.content_length or 0) > limit:
             raise BodyTooLarge
+        if request.content.is_eof():  # nearly always: small bodies come together with their head
+            body = request.content.read_nowait()
+            if len(body) > limit:
+                raise BodyTooLarge
+            return body
         parts: list[bytes] = []
         size = 0
         try:
