@@ -28,7 +28,7 @@ from limeguard.wire.verifier_v2 import EnrolmentRequest
 
 API: Final = "2.6"
 POLICY: Final = "simulated-fleet"
-CONCURRENT: Final = 32
+CONCURRENT: Final = 64
 BUCKET: Final = 0.001
 BUCKETS: Final = 60_000
 """Lateness is counted in milliseconds up to a minute."""
