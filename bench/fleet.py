@@ -25,10 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 import uvloop  # noqa: E402 - beside the path above
 
 from limeguard.cli.sandbox import Sandbox, ini_text  # noqa: E402 - beside the path above
-from limeguard.cli.simulate import cpu_seconds, family, resident  # noqa: E402
+from limeguard.cli.simulate import meter_of  # noqa: E402
 from limeguard.cli.softtpm import Program, free_ports, wait_for_port  # noqa: E402
 from limeguard.simulator.identity import make_identity  # noqa: E402
-from limeguard.simulator.run import Plan, Report, Simulation, Site  # noqa: E402
+from limeguard.simulator.operator import Site  # noqa: E402
+from limeguard.simulator.report import Report  # noqa: E402
+from limeguard.simulator.run import Plan, Simulation  # noqa: E402
 from limeguard.web.tls import client_context, server_context  # noqa: E402
 
 PEER = ROOT / ".venv-keylime"
@@ -149,12 +151,8 @@ def measured(plan: Plan, running: Running) -> Report:
         operator = client_context(*client, os.environ.get("BENCH_KEY_PASSWORD", ""), [ca], system_store=False)
         site = Site(f"https://127.0.0.1:{running.port}", operator)
 
-        def meter() -> tuple[float, int]:
-            pids = family(running.pid)
-            return sum(map(cpu_seconds, pids)), sum(map(resident, pids))
-
         async def run() -> Report:
-            return await Simulation(plan, site, meter).run(agents, certificate.read_text())
+            return await Simulation(plan, site, meter_of(running.pid)).run(agents, certificate.read_text())
 
         return uvloop.run(run())
 

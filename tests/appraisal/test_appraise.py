@@ -9,18 +9,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.fakes.boot_logs import agile_log, separator
 
 from limeguard.appraisal import appraise as module
 from limeguard.appraisal import findings as kinds
 from limeguard.appraisal.appraise import Evidence, Expected, appraise, required_checks, unreadable
+from limeguard.appraisal.boot import BootMemo
 from limeguard.appraisal.clock import Since
 from limeguard.appraisal.findings import FindingKind
 from limeguard.appraisal.history import NO_HISTORY, History
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
 from limeguard.appraisal.verdict import IDENTITY_CHECKS, Appraisal, Check, Outcome
-from limeguard.crypto.hashes import SHA256
+from limeguard.crypto.hashes import SHA256, SHA384
 from limeguard.crypto.keys import spki_pem
+from limeguard.evidence.bootlog.log import parse_boot_log
+from limeguard.evidence.bootlog.replay import replay
 from limeguard.evidence.tpm.structures import ClockInfo
+from limeguard.policy.boot import parse_boot_policy
 from limeguard.policy.pcrs import PcrPolicy, from_operator
 from limeguard.simulator.softtpm import SoftNode, private_key
 
@@ -140,7 +145,6 @@ def test_a_quote_of_pcrs_that_nobody_judges_is_identity_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "check"),
     [
-        ({"boot_policy": object()}, Check.BOOT_LOG),
         ({"required_selection": frozenset({10, 15, 16, 22})}, Check.IMA_LOG),
     ],
 )
@@ -153,6 +157,84 @@ def test_what_is_not_judged_yet_is_never_trusted(changes: dict[str, object], che
     assert check in appraisal.not_run
     assert appraisal.history.public_key is None
     assert not appraisal.new_key
+
+
+BOOT_LOG = agile_log(*(separator(pcr) for pcr in range(8)))
+MEASURED = "0xfbff"
+
+
+def booted(policy_text: str = '{"a": 1}') -> Case:
+    """Return a node that booted with BOOT_LOG and sends it, under a boot policy."""
+    node = SoftNode.create("ecc256")
+    for pcr, value in replay(parse_boot_log(BOOT_LOG), SHA256).items():
+        node.pcrs[pcr] = value
+    policy = PcrPolicy({}, int(MEASURED, 16))
+    expected = replace(expect(node, policy), boot_policy=parse_boot_policy(policy_text), boot_memo=BootMemo())
+    return Case(node, expected, replace(answer(node, policy), boot_log=BOOT_LOG))
+
+
+def test_a_boot_log_that_the_quote_vouches_for_is_judged() -> None:
+    case = booted()
+    appraisal = case.judge()
+    assert appraisal.trusted
+    assert Check.BOOT_LOG in appraisal.required & appraisal.ran
+    assert not appraisal.identity_only
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"),
+    [
+        (None, kinds.PCR_LOG_MISSING),
+        (b"", kinds.BOOT_LOG_MALFORMED),
+        (BOOT_LOG[:-1], kinds.BOOT_LOG_MALFORMED),
+        (agile_log(*(separator(pcr) for pcr in range(7))), kinds.BOOT_REPLAY),
+        (agile_log(separator(0), banks=(SHA384,)), kinds.BOOT_LOG_BANK),
+    ],
+)
+def test_a_boot_log_that_is_absent_or_another_costs_trust(log: bytes | None, kind: FindingKind) -> None:
+    # trust: fail-closed
+    case = booted()
+    case.evidence = replace(case.evidence, boot_log=log)
+    appraisal = case.judge()
+    assert not appraisal.trusted
+    assert kind in found(appraisal)
+
+
+def test_a_boot_policy_rejects_what_the_quote_vouches_for() -> None:
+    # trust: fail-closed
+    appraisal = booted('{"limeguard_boot_policy": 1}').judge()
+    assert found(appraisal) == [kinds.BOOT_REJECTED]
+    assert appraisal.findings[0].event_id == "measured_boot.policy_limeguard"
+    assert appraisal.findings[0].context["message"] == "no event on PCR 7 says whether Secure Boot is on"
+    assert appraisal.history.public_key is None
+
+
+def test_an_empty_boot_policy_is_no_check() -> None:
+    # trust: empty-is-not-valid
+    appraisal = booted("{}").judge()
+    assert appraisal.trusted
+    assert Check.BOOT_LOG not in appraisal.required | appraisal.ran
+    assert appraisal.identity_only
+
+
+def test_a_boot_policy_whose_pcrs_are_not_quoted_is_a_finding() -> None:
+    # trust: fail-closed
+    case = booted()
+    policy = PcrPolicy({}, 0xF)
+    case.expected = replace(case.expected, required_selection=policy.requested)
+    case.evidence = replace(answer(case.node, policy), boot_log=BOOT_LOG)
+    appraisal = case.judge()
+    assert found(appraisal) == [kinds.BOOT_PCRS_MISSING]
+    assert Check.BOOT_LOG in appraisal.not_run
+
+
+def test_a_boot_log_that_cannot_be_read_costs_trust_without_a_policy() -> None:
+    # trust: fail-closed
+    case = booted()
+    case.expected = replace(case.expected, boot_policy=None)
+    assert case.judge().trusted
+    case.evidence = replace(case.evidence, boot_log=b"garbage")
+    assert found(case.judge()) == [kinds.BOOT_LOG_MALFORMED]
 
 
 def test_partial_answers_are_judged_with_the_key_that_is_known() -> None:

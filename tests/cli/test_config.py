@@ -70,7 +70,7 @@ def test_effective_settings_name_value_and_origin(host: Host) -> None:
     assert lines["uuid"].startswith("uuid = mine ")
     assert lines["uuid"].endswith("# KEYLIME_VERIFIER_UUID")
     assert lines["ip"].endswith("# built-in default")
-    assert lines["max_workers"].endswith("has no effect")
+    assert lines["registrar_port"].endswith("has no effect")
     assert "[revocations]" in shown.splitlines()
 
 

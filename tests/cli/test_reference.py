@@ -53,7 +53,7 @@ def click_options() -> set[str]:
     for _, command in commands(limeguard):
         for parameter in command.params:
             if isinstance(parameter, click.Option):
-                found.update(text for text in parameter.opts if text.startswith("--"))
+                found.update(text for text in (*parameter.opts, *parameter.secondary_opts) if text.startswith("--"))
     return found - {"--help", "--version"}
 
 
@@ -75,12 +75,17 @@ def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
 
-@pytest.mark.parametrize("name", ["api", "configuration", "findings"])
+@pytest.mark.parametrize("name", ["api", "configuration", "findings", "metrics"])
 def test_the_page_is_what_the_tables_say(name: str) -> None:
     printed = PAGES[name]()
     assert (FOLDER / f"{name}.md").read_text() == printed, (
         f"write it anew: limeguard reference {name} > docs/reference/{name}.md"
     )
+
+
+def test_the_schema_beside_the_pages_is_the_one_of_the_types() -> None:
+    printed = PAGES["boot-policy-schema"]()
+    assert (FOLDER / "boot-policy.schema.json").read_text() == printed, "write it anew: ./dev generate"
 
 
 def test_no_option_is_on_the_page_that_does_not_exist() -> None:
@@ -134,7 +139,15 @@ def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
     }
     everywhere = {"get /version", "get /v3"}
     own = {
-        "verifier": {"get /", "get /v2", "get /versions", "get /v2/verify/identity", "get /healthz", "get /readyz"},
+        "verifier": {
+            "get /",
+            "get /v2",
+            "get /versions",
+            "get /v2/verify/identity",
+            "post /v2/verify/evidence",
+            "get /healthz",
+            "get /readyz",
+        },
         "registrar": {
             "post /v2/agents",
             "post /v2/agents/{agent_id}",

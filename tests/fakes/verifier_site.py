@@ -15,6 +15,7 @@ import aiohttp
 from limeguard.settings import Sources
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.verifier.build import Verifier
+from limeguard.verifier.ownership import Timing
 from limeguard.verifier.settings import VerifierSettings, load_verifier_settings
 from limeguard.web.tls import agent_client_context, server_context
 from tests.fakes.pki import Authority, client_context
@@ -134,13 +135,18 @@ def settings(folder: Path, **changed: Any) -> VerifierSettings:
 
 @asynccontextmanager
 async def running_verifier(folder: Path, authority: Authority, **changed: Any) -> AsyncIterator[Site]:
-    """Run a verifier whose files are in the folder; a second one goes on with the same database."""
+    """Run a verifier whose files are in the folder; a second one goes on with the same database.
+
+    `timing` is that of its leases, all else goes over the settings.
+    """
+    timing: Timing | None = changed.pop("timing", None)
     server, client = authority.issue("verifier"), authority.issue("verifier-client")
     ca = authority.identity.certificate
     verifier = Verifier(
         settings(folder, **changed),
         server_context(server.certificate, server.key, "", (ca,), require_client=False),
         agent_client_context(client.certificate, client.key, ""),
+        timing=timing,
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(

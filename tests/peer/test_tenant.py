@@ -304,17 +304,22 @@ async def test_stored_policies_are_told_alike(site: KeylimeSite) -> None:
         ["deleteruntimepolicy", "--runtime-policy-name", "p1"],
         ["addmbpolicy", *boot, "--mb-policy-name", "m1"],
         ["addmbpolicy", *boot, "--mb-policy-name", "m1"],
+        ["addmbpolicy", *boot],
+        ["addmbpolicy", "--mb-policy", "default", "--mb-policy-name", "m2"],
+        ["updatembpolicy", *boot, "--mb-policy-name", "m1"],
         ["updatembpolicy", *boot, "--mb-policy-name", "m9"],
         ["showmbpolicy", "--mb-policy-name", "m1"],
         ["showmbpolicy"],
         ["listmbpolicy"],
+        ["deletembpolicy"],
+        ["deletembpolicy", "--mb-policy-name", "m2"],
         ["deletembpolicy", "--mb-policy-name", "m1"],
         ["deletembpolicy", "--mb-policy-name", "m1"],
     ]
     told: dict[str, list[tuple[int, list[str]]]] = {"theirs": [], "ours": []}
     for name, run in (("theirs", site.keylime_tenant), ("ours", site.our_tenant)):
         for step in steps:
-            ended = await run("-c", *step)
+            ended = await run("-c", *step, KEYLIME_TENANT_MB_REFSTATE="bad.json")
             told[name].append((ended.status, said(ended)))
     for step, theirs, ours in zip(steps, told["theirs"], told["ours"], strict=True):
         assert ours == theirs, step

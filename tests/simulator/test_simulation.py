@@ -1,6 +1,7 @@
 """A small simulated fleet against a running verifier: every change and every attack has the effect that it should."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from tests.fakes.pki import Authority, client_context
 from tests.fakes.verifier_site import running_verifier
 
 from limeguard.simulator.identity import make_identity
-from limeguard.simulator.run import Plan, Report, Simulation, SimulationError, Site
+from limeguard.simulator.operator import SimulationError, Site
+from limeguard.simulator.report import Report
+from limeguard.simulator.run import Plan, Simulation
 from limeguard.simulator.scenario import ATTACKS, Happening
 from limeguard.web.tls import server_context
 
@@ -36,7 +39,10 @@ async def test_an_honest_fleet_stays_trusted_through_all_that_machines_do(tmp_pa
     report = await simulated(tmp_path, authority, plan)
     assert report.conditions == {"trusted": 6}
     assert report.complaints == 0
+    assert report.errors == {}
+    assert report.waiting == 0
     assert report.rounds > 40
+    assert 100 < report.bytes_asked / report.rounds < 1_000 < report.bytes_answered / report.rounds < 10_000
     assert 0 <= report.lateness["p50"] <= report.lateness["p99"] <= report.lateness["max"]
 
 
@@ -47,6 +53,40 @@ async def test_every_attack_is_found_and_nobody_else_suffers(tmp_path: Path, aut
     report = await simulated(tmp_path, authority, plan)
     assert {one.attack for one in report.detections if one.seconds is not None} == set(ATTACKS)
     assert report.conditions == {"distrusted": len(ATTACKS), "trusted": 3}
+
+
+async def test_machines_of_an_earlier_run_are_refused_by_name_or_deleted(tmp_path: Path, authority: Authority) -> None:
+    plan = Plan(nodes=3, seconds=0.5, interval=0.2)
+    ca = authority.identity.certificate
+    async with running_verifier(tmp_path, authority, quote_interval=plan.interval) as site:
+        certificate, key = make_identity(tmp_path, time.time())
+        agents = server_context(certificate, key, "", (ca,), require_client=True)
+        where = Site(site.base, client_context(authority.issue("operator"), ca))
+        await Simulation(plan, where).run(agents, certificate.read_text())
+        with pytest.raises(SimulationError, match=r"simulated-00000.: 409 .*--delete deletes those"):
+            await Simulation(plan, where).run(agents, certificate.read_text())
+        more = replace(plan, nodes=5)
+        report = await Simulation(more, where).run(agents, certificate.read_text())
+        assert report.errors == {"enrolment: 409": 3}
+        assert report.conditions["trusted"] >= 2
+        report = await Simulation(replace(more, delete=True), where).run(agents, certificate.read_text())
+        assert (report.errors, report.conditions) == ({}, {"trusted": 5})
+        assert (await site.ask("GET", "/limeguard/v1/nodes")).json["nodes"] == []
+
+
+async def test_without_keep_alive_each_round_has_a_connection_of_its_own(tmp_path: Path, authority: Authority) -> None:
+    report = await simulated(tmp_path, authority, Plan(nodes=3, seconds=1.0, interval=0.2, keep_alive=False))
+    assert (report.conditions, report.errors) == ({"trusted": 3}, {})
+    assert abs(report.connections - report.rounds) <= 3
+
+
+async def test_a_scenario_that_does_not_fit_is_refused_before_anything_is_enrolled(
+    tmp_path: Path, authority: Authority
+) -> None:
+    with pytest.raises(SimulationError, match="forge needs machines with an IMA log"):
+        await simulated(
+            tmp_path, authority, Plan(nodes=1, seconds=1, interval=1, scenario=(Happening(0, "forge", 1, 0),))
+        )
 
 
 async def test_a_verifier_that_is_not_there_is_one_sentence(tmp_path: Path, authority: Authority) -> None:

@@ -4,15 +4,18 @@ import asyncio
 import stat
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from alembic.util import CommandError
 from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.fakes.postgres import Postgres, postgres_server
 
-from limeguard.store.database import Conflict, Database, StoreUnavailable, UnknownDatabaseError, async_url
+from limeguard.store.database import Conflict, Database, Pulse, StoreUnavailable, UnknownDatabaseError, async_url
 
 THINGS = sa.table("things", sa.column("name"))
 
@@ -20,7 +23,7 @@ THINGS = sa.table("things", sa.column("name"))
 async def make(url: str) -> Database:
     database = Database(url)
     async with database.transaction() as connection:
-        await connection.execute(sa.text("CREATE TABLE things (name TEXT PRIMARY KEY)"))
+        await connection.execute(sa.text("CREATE TABLE things (name VARCHAR(50) PRIMARY KEY)"))
     return database
 
 
@@ -229,3 +232,29 @@ def test_urls_are_taken_with_any_driver(given: str, driver: str) -> None:
 def test_an_unusable_url_says_why(given: str) -> None:
     with pytest.raises(UnknownDatabaseError):
         async_url(given)
+
+
+async def test_the_pulse_is_taken_once_in_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, now, asked = Database(f"sqlite:///{tmp_path}/db.sqlite"), 10.0, 0
+    pulse = Pulse(database, lambda: now)
+
+    @asynccontextmanager
+    async def away() -> AsyncIterator[AsyncConnection]:
+        nonlocal asked
+        asked += 1
+        if asked:
+            raise StoreUnavailable("away")
+        async with database.engine.connect() as connection:
+            yield connection
+
+    assert await pulse.beats()
+    monkeypatch.setattr(database, "reading", away)
+    assert await pulse.beats()  # not asked again yet
+    now += 1.0
+    assert not await pulse.beats()
+    assert not await pulse.beats()
+    assert asked == 1
+    monkeypatch.undo()
+    now += 1.0
+    assert await pulse.beats()
+    await database.close()

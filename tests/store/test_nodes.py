@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from tests.fakes.columns import made_columns, wanted_columns
 
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Conflict, Database
@@ -155,14 +156,9 @@ async def test_key_material_stays_out_of_representations_and_of_the_records_in_m
 
 
 async def test_the_migration_makes_what_the_mapping_says(database: Database) -> None:
-    def columns(connection: sa.Connection) -> dict[str, tuple[str, bool]]:
-        made = sa.inspect(connection).get_columns("limeguard_nodes")
-        return {c["name"]: (c["type"].compile(connection.dialect), bool(c["nullable"])) for c in made}
-
     async with database.reading() as connection:
-        made = await connection.run_sync(columns)
-        dialect = connection.dialect
-    wanted = {c.name: (c.type.compile(dialect), bool(c.nullable)) for c in metadata.tables["limeguard_nodes"].c}
+        made = await connection.run_sync(made_columns, "limeguard_nodes")
+        wanted = wanted_columns(metadata.tables["limeguard_nodes"], connection.dialect)
     assert made == wanted
 
 

@@ -9,10 +9,11 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.fakes.columns import made_columns, wanted_columns
 
 from limeguard.store.database import Conflict, Database, StoreUnavailable
 from limeguard.store.registrations import COMPONENT, Registration, Registrations
-from limeguard.store.schema_registrar import metadata, registrations
+from limeguard.store.schema_registrar import registrations
 
 pytestmark = pytest.mark.services
 
@@ -168,15 +169,10 @@ async def test_before_the_migration_nothing_can_be_read(database_url: str) -> No
 
 
 async def test_the_migration_makes_what_the_mapping_says(database: Database) -> None:
-    def columns(connection: sa.Connection) -> dict[str, tuple[str, bool]]:
-        made = sa.inspect(connection).get_columns(registrations.name)
-        return {c["name"]: (c["type"].compile(connection.dialect), bool(c["nullable"])) for c in made}
-
     async with database.reading() as connection:
-        made = await connection.run_sync(columns)
-        dialect = connection.dialect
-    wanted = metadata.tables[registrations.name].c
-    assert made == {c.name: (c.type.compile(dialect), bool(c.nullable)) for c in wanted}
+        made = await connection.run_sync(made_columns, registrations.name)
+        wanted = wanted_columns(registrations, connection.dialect)
+    assert made == wanted
 
 
 def test_the_record_has_the_columns_of_the_table() -> None:

@@ -103,7 +103,7 @@ def test_a_pcr_of_the_boot_policy_cannot_be_named_twice(tmp_path: Path) -> None:
         ({"allowlist": "/nowhere"}, "cannot be read"),
         ({"allowlist_url": "http://a"}, "Allowlists are not downloaded"),
         ({"ima_keys": ("/nowhere",)}, "cannot be read"),
-        ({"mb_policy": "default"}, "mb_refstate is not used"),
+        ({"mb_policy": "default"}, "default where the setting mb_refstate names one"),
         ({"mb_policy": ""}, "has to name a file"),
         ({"runtime_policy": "/nowhere"}, "cannot be read"),
         ({"mb_policy": "/nowhere"}, "cannot be read"),

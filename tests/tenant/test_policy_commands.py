@@ -81,6 +81,16 @@ async def test_the_life_of_a_boot_policy(site: Site, tenant: Tenant, boot: Path)
     assert await tenant("deletembpolicy", mb_policy_name="mypolicy") == 1
 
 
+async def test_the_boot_policy_of_the_settings_is_called_default(site: Site, tenant: Tenant, boot: Path) -> None:
+    named = site.settings(mb_refstate=str(boot))
+    assert await tenant("addmbpolicy", settings=named, mb_policy="default", mb_policy_name="mypolicy") == 0
+    assert site.to("verifier", "POST")[0].json == {"mb_policy": "{}"}
+    assert await tenant("add", settings=named, mb_policy="default") == 0
+    (enrolled,) = [call for call in site.to("verifier", "POST") if "/agents/" in call.path]
+    assert (enrolled.json["mb_policy"], enrolled.json["mb_policy_name"]) == ("{}", "")
+    assert json.loads(enrolled.json["tpm_policy"])["mask"] == "0xfbff"
+
+
 @pytest.mark.parametrize(
     ("command", "text"),
     [

@@ -184,34 +184,6 @@ async def test_what_is_not_served_has_a_bare_answer(site: Site, method: str, pat
     assert (answer.status, answer.text) == (status, "")
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"mb_policy": '{"a": 1}'},
-        {"mb_policy_name": "somebody"},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-async def test_a_policy_that_cannot_be_judged_is_refused_and_never_ignored(site: Site, changes: dict[str, Any]) -> None:
-    # trust: empty-is-not-valid
-    agent = await site.add_agent()
-    answer = await site.ask("POST", PATH, agent.enrolment(**changes))
-    assert answer.status == 400
-    assert "not judged by this version" in answer.said
-    assert (await site.ask("GET", PATH)).status == 404
-
-
-async def test_boot_policies_are_not_stored_and_say_so(site: Site) -> None:
-    kind = "mbpolicies"
-    for method in ("POST", "PUT"):
-        answer = await site.ask(method, f"/v2.6/{kind}/mine", {"runtime_policy": "e30=", "mb_policy": "{}"})
-        assert answer.status == 400
-        assert "not judged by this version" in answer.said
-    for method in ("GET", "DELETE"):
-        answer = await site.ask(method, f"/v2.6/{kind}/mine")
-        assert (answer.status, answer.said.endswith("mine not found")) == (404, True)
-
-
 async def test_an_identity_can_be_checked_by_anybody(site: Site) -> None:
     agent = await site.add_agent()
     await site.enrol(agent)

@@ -10,7 +10,8 @@ from tests.fakes.pki import Authority, client_context, self_signed
 from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.verifier.api import OPERATIONS
-from limeguard.verifier.routes import RULES, Watch, make_routes
+from limeguard.verifier.onetime import OneTime
+from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
 from limeguard.verifier.service import VerifierService
 from limeguard.web.app import App, Incoming, Route
 from limeguard.web.auth import Authorizer, Rule
@@ -18,11 +19,16 @@ from limeguard.wire.versions import PREFIXES
 
 pytestmark = pytest.mark.services
 
-PUBLIC = {"read_server_info", "read_version", "verify_identity", "read_health"}
+PUBLIC = {"read_server_info", "read_version", "verify_identity", "verify_evidence", "read_health"}
 """What anybody may do, written down a second time: a new public route must be put here too."""
 
+
+async def nothing() -> None:
+    """Stand for what says whether a verifier is ready."""
+
+
 # Paths and actions are read from the table; no handler is called.
-TABLE = make_routes(cast("VerifierService", None), Watch(lambda: None, bytes))
+TABLE = make_routes(cast("VerifierService", None), cast("OneTime", None), Watch(nothing, cast("Figures", None)))
 
 
 def path_of(route: Route) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace as with_fields
 from pathlib import Path
@@ -17,10 +18,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from tests.fakes.nodes import make_record
+from tests.fakes.soft_boot import SoftFirmware
 
 import limeguard
 from limeguard.appraisal.verdict import Condition
 from limeguard.clients.agent import AgentAddress, AgentClient
+from limeguard.evidence.bootlog.event_types import EV_SEPARATOR
+from limeguard.policy.boot import BootPolicy, parse_boot_policy
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import parse_severity
 from limeguard.simulator.softtpm import SoftNode
@@ -30,6 +34,7 @@ from limeguard.store.notices import Notice
 from limeguard.verifier import engine as engine_module
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine, Limits
+from limeguard.verifier.enrolment import quoting_logs
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.poller import Poller
 from limeguard.verifier.supervision import Rules
@@ -69,11 +74,24 @@ class NoPolicies:
         return
 
 
+class OneBootPolicy:
+    """A shelf with one measured boot policy: every log that leads to the quoted PCRs."""
+
+    def __init__(self) -> None:
+        self._policy = parse_boot_policy('{"any": "reference state"}')
+
+    def current(self, _name: str) -> BootPolicy:
+        """Return it."""
+        return self._policy
+
+
 class Wire:
     """Stands where HTTP is, with an honest agent behind it. `asked` counts the questions for quotes."""
 
     def __init__(self, agent: SoftNode) -> None:
         self._agent = agent
+        self._firmware = SoftFirmware(agent)
+        self._firmware.measure(4, EV_SEPARATOR, bytes(4))
         self.asked = 0
         self.delivered = 0
 
@@ -84,6 +102,7 @@ class Wire:
         self.asked += 1
         query = dict(part.split("=") for part in url.partition("?")[2].split("&"))
         results = self._agent.integrity_answer(query["nonce"], query["mask"], partial=query["partial"] == "1")
+        results["mb_measurement_list"] = b64encode(self._firmware.log).decode()
         return Answer(200, envelope(200, "Success", results), {})
 
 
@@ -100,7 +119,7 @@ class Store:
             self.row = replace(record, version=record.version + 1)
         return frozenset()
 
-    async def delete(self, _agent_id: str) -> bool:
+    async def delete(self, _agent_id: str, _epoch: int | None = None) -> bool:
         return True
 
 
@@ -128,9 +147,10 @@ class Bench:
         soft = SoftNode.create("ecc256")
         soft.transport  # noqa: B018 - made once for all
         self.wire = Wire(SoftNode(soft.ek, soft.ak, soft.transport, dict(soft.pcrs), soft.clock))
-        policy = PcrPolicy({23: frozenset({bytes(32)})}, 1 << 23)
+        policy = quoting_logs(PcrPolicy({23: frozenset({bytes(32)})}, 1 << 23), ima=False, boot=True)
         record = make_record("node-1", has_v=True)
-        self.store = Store(replace(record, enrolled=with_fields(record.enrolled, v=SHARE)))
+        enrolled = with_fields(record.enrolled, v=SHARE, mb_policy_name="node-1")
+        self.store = Store(replace(record, enrolled=enrolled))
         self.node = Node(self.store.row, soft.ak.area, policy, AgentAddress("127.0.0.1", 1, None))
         self.writer = Writer(self.store, lambda _node: None)
         self.engine = Engine(
@@ -139,6 +159,7 @@ class Bench:
                 AgentClient(self.wire),  # type: ignore[arg-type]
                 answer_within=5.0,
                 policies=NoPolicies(),
+                boot_policies=OneBootPolicy(),
             ),
             self.writer,
             self.store,

@@ -1,5 +1,8 @@
 """The timer heap as a machine: one timer a node, the earliest first, nothing owed twice, nothing forgotten."""
 
+from collections import Counter
+from itertools import pairwise
+from random import Random
 from typing import Any
 
 import pytest
@@ -97,3 +100,64 @@ def test_timers_that_are_set_again_and_again_take_no_room() -> None:
     assert len(fleet._heap) < 100
     assert fleet.take_due(1e9) is node
     assert fleet.take_due(1e9) is None
+
+
+def play(seconds: float, interval: float, held_up: tuple[float, float], per_tick: int) -> dict[str, list[float]]:
+    """Let 200 nodes be asked at most `per_tick` times in each hundredth of a second, and nobody while held up."""
+    random = Random(4)
+    fleet = Fleet(late_after=LATE, jitter=random.random)
+    nodes = [make_node(f"n{number}") for number in range(200)]
+    for node in nodes:
+        fleet.add(node)
+        fleet.schedule(node, 0.0, spread=interval)
+    asked: dict[str, list[float]] = {node.agent_id: [] for node in nodes}
+    for tick in range(int(seconds * 100)):
+        now = tick / 100
+        if held_up[0] <= now < held_up[1]:
+            continue
+        for _ in range(per_tick):
+            taken = fleet.take_due(now)
+            if taken is None:
+                break
+            asked[taken.agent_id].append(now)
+            fleet.schedule(taken, now + interval, spread=0.05 * interval, catch_up=interval)
+    assert (fleet.counters.late_rounds > 0) == any(
+        b - a > 1.05 * interval + LATE for times in asked.values() for a, b in pairwise(times)
+    )
+    return asked
+
+
+def busiest(asked: dict[str, list[float]], since: float, until: float) -> int:
+    """Return how many rounds the second with most of them had."""
+    seconds = Counter(int(at) for times in asked.values() for at in times if since <= at < until)
+    return max(seconds.values())
+
+
+def test_rounds_that_came_due_together_do_not_march_in_step_afterwards() -> None:
+    """200 nodes every 10 s are 20 rounds a second; for 15 s nobody is asked, then all 200 are due at once."""
+    asked = play(60, 10.0, (20.0, 35.0), per_tick=100)
+    assert busiest(asked, 10, 20) <= 2 * 20
+    assert busiest(asked, 35, 36) == 200
+    assert busiest(asked, 36, 60) <= 2 * 20  # without the spread: 200 at 45 s, and again at 55 s
+    assert all(len([at for at in times if at > 36]) >= 1 for times in asked.values())
+    assert max(b - a for times in asked.values() for a, b in pairwise(times) if a >= 35) < 2 * 10.0 + 0.5
+
+
+def test_nobody_starves_while_there_is_more_to_do_than_can_be_done() -> None:
+    """100 rounds a second can be done and 200 are wanted: everybody is asked half as often, nobody is forgotten."""
+    asked = play(30, 1.0, (0.0, 0.0), per_tick=1)
+    counts = [len(times) for times in asked.values()]
+    assert sum(counts) >= 0.9 * 30 * 100
+    assert min(counts) >= 0.6 * 15
+    assert max(b - a for times in asked.values() for a, b in pairwise(times)) < 4.0
+
+
+def test_no_spread_without_lateness() -> None:
+    fleet = Fleet(late_after=LATE, jitter=lambda: 0.5)
+    node = make_node("n")
+    fleet.add(node)
+    for due, now, after in ((0.0, 0.9, 10.0), (0.0, 8.0, 14.0), (0.0, 100.0, 15.0)):
+        fleet.schedule(node, due)
+        assert fleet.take_due(now) is node
+        fleet.schedule(node, 10.0, catch_up=10.0)
+        assert node.due == after

@@ -6,6 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.fakes.verifier_site import Site
 
+from limeguard.verifier.metrics import DESCRIPTIONS
+from limeguard.verifier.writer import WriterCounters
+
 pytestmark = pytest.mark.services
 
 
@@ -43,7 +46,33 @@ async def test_figures_follow_what_happens(site: Site) -> None:
         after["limeguard_verifier_lateness_seconds_count"] == after["limeguard_verifier_lateness_seconds_bucket{+Inf}"]
     )
     assert after["limeguard_verifier_transactions_total"] > 0
+    assert (
+        after["limeguard_verifier_transaction_duration_seconds_count"] == after["limeguard_verifier_transactions_total"]
+    )
     assert after["process_resident_memory_bytes"] > 0
+    assert after["limeguard_verifier_verdicts_total{distrusted}"] == 1
+    assert after["limeguard_verifier_verdicts_total{trusted}"] >= view["attestation_count"] + 1
+    assert after["limeguard_verifier_answer_bytes_total"] > 500 * after["limeguard_verifier_verdicts_total{trusted}"]
+    assert after["limeguard_verifier_overdue_nodes"] <= 2
+
+
+async def test_every_metric_is_described_and_every_description_is_a_metric(site: Site) -> None:
+    answer = await site.ask("GET", "/metrics")
+    found = {
+        (family.name.removeprefix("limeguard_verifier_"), family.type, family.documentation)
+        for family in text_string_to_metric_families(answer.text)
+        if family.name.startswith("limeguard_")
+    }
+    assert found == {(one.name, one.kind, one.text) for one in DESCRIPTIONS}
+
+
+async def test_how_long_the_database_takes_is_counted_in_buckets() -> None:
+    counters = WriterCounters()
+    for seconds in (0.0005, 0.003, 0.004, 9.0):
+        counters.took(seconds)
+    assert counters.seconds == pytest.approx(9.0075)
+    assert [count for count in counters.latency if count] == [1, 2, 1]
+    assert counters.latency[-1] == 1
 
 
 async def test_health_and_readiness_are_for_everybody(site: Site) -> None:

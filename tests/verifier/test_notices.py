@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.fakes.verifier_site import Site, running_verifier
 from limeguard.cli.softtpm import free_ports
 from limeguard.store.notices import Notice, Waiting
 from limeguard.verifier import notices as module
-from limeguard.verifier.notices import Dispatcher, NotDelivered
+from limeguard.verifier.notices import Channel, Dispatcher, NotDelivered
 
 pytestmark = pytest.mark.services
 
@@ -181,18 +181,24 @@ class Box:
         self.next_at: float | None = 0.0
         self.gone = False
 
-    async def claim(self, now: float, _until: float, _limit: int) -> list[Waiting]:
+    async def claim(
+        self, now: float, _until: float, _limit: int, *, only: str = "", without: Sequence[str] = ()
+    ) -> list[Waiting]:
+        assert (only, without) == ("odd", ())
         due = not self.gone and self.next_at is not None and self.next_at <= now
         return [Waiting(1, Notice("odd", "node", "{}"), self.attempts, "not a key")] if due else []
 
-    async def delivered(self, _waiting: Waiting) -> None:
+    async def delivered(self, _waiting: Sequence[Waiting]) -> None:
         self.gone = True
+
+    async def depth(self) -> int:
+        return int(not self.gone)
 
     async def failed(self, waiting: Waiting, next_at: float | None) -> None:
         self.attempts, self.next_at = waiting.attempts + 1, next_at
 
 
-class Odd:
+class Odd(Channel):
     """A channel that fails so many times."""
 
     def __init__(self, failures: int) -> None:
@@ -214,7 +220,7 @@ async def test_pauses_grow_and_end(monkeypatch: pytest.MonkeyPatch, failures: in
     times = []
     for _ in range(12):
         tried = len(odd.bodies)
-        await dispatcher._round()
+        await dispatcher._round("odd")
         if len(odd.bodies) > tried:
             times.append(now)
         now = box.next_at if box.next_at is not None and not box.gone else now + 1

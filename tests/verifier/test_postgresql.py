@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.fakes.pki import Authority
 from tests.fakes.postgres import Postgres, postgres_server
-from tests.fakes.verifier_site import running_verifier
+from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.simulator.softtpm import SoftNode
 
@@ -20,6 +20,28 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+async def becomes_ready(site: Site, status: int) -> None:
+    """Wait until the verifier says whether it is ready, as load balancers ask it."""
+    async with asyncio.timeout(20):
+        while (await site.ask("GET", "/readyz")).status != status:
+            await asyncio.sleep(0.1)
+
+
+# trust: outage
+async def test_an_idle_verifier_is_not_ready_while_its_database_is_away(
+    postgres: Postgres, tmp_path: Path, authority: Authority
+) -> None:
+    async with (
+        postgres.database() as url,
+        running_verifier(tmp_path, authority, database_url=url) as site,
+    ):
+        await becomes_ready(site, 200)
+        await asyncio.to_thread(postgres.kill)
+        await becomes_ready(site, 503)
+        await asyncio.to_thread(postgres.start)
+        await becomes_ready(site, 200)
+
+
 async def test_a_verifier_rides_out_an_outage_of_its_database(
     postgres: Postgres, tmp_path: Path, authority: Authority
 ) -> None:
@@ -30,7 +52,10 @@ async def test_a_verifier_rides_out_an_outage_of_its_database(
         agent = await site.add_agent()
         await site.enrol(agent, tpm_policy='{"23": ["%s"], "mask": "0x800000"}' % ("00" * 32))
         count = (await site.reaches(agent, "trusted", rounds=3))["attestation_count"]
+        assert (await site.ask("GET", "/readyz")).status == 200
         await asyncio.to_thread(postgres.kill)
+        await becomes_ready(site, 503)
+        assert (await site.ask("GET", "/healthz")).status == 200
         asked = agent.quotes
         for _ in range(200):
             if agent.quotes > asked + 5:
@@ -41,6 +66,7 @@ async def test_a_verifier_rides_out_an_outage_of_its_database(
         refused = await site.ask("POST", "/v2.6/agents/node-2", other.enrolment())
         assert (refused.status, refused.said) == (500, "Internal server error")
         await asyncio.to_thread(postgres.start)
+        await becomes_ready(site, 200)
         await site.reaches(agent, "trusted", rounds=count + 6)
         await site.enrol(other)
         await site.reaches(other, "trusted", rounds=1)

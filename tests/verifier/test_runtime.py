@@ -508,7 +508,7 @@ async def test_a_pinned_signer_makes_the_key_of_a_request_worthless(tmp_path: Pa
 async def test_a_policy_that_another_process_replaced_is_followed(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("limeguard.verifier.policies.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("limeguard.verifier.shelf.REFRESH_SECONDS", 0.05)
     async with (
         running_verifier(tmp_path, authority) as site,
         running_verifier(tmp_path, authority, uuid="two") as second,

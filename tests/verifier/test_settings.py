@@ -98,6 +98,9 @@ def test_the_defaults_are_safe() -> None:
     ("line", "reason"),
     [
         ("mode = push", "the push model is not there"),
+        ("measured_boot_imports = ['my.policies']", "Python modules are not loaded into the verifier"),
+        ("measured_boot_policy_name = mine", "write one of accept-all, reject-all, example, limeguard; modules"),
+        ("measured_boot_evaluate = sometimes", "write one of once, always"),
         ("durable_attestation_import = keylime.da.examples.file", "records for durable attestation"),
         ("authorization_provider = opa", "write one of simple"),
         ("database_url =", "write sqlite or a URL"),

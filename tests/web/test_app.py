@@ -35,6 +35,7 @@ def make_app() -> App:
             Route("GET", "/v2/agents/{agent_id}", "own", echo),
             Route("POST", "/v2/agents/{agent_id}", "submit", echo),
             Route("GET", "/v2/broken", "read", broken),
+            Route("POST", "/v2/small", "read", echo, max_body=10),
             Route("GET", "/v2/forgotten", "an action without a rule", echo),
         ],
         Authorizer(RULES, tokens),
@@ -134,6 +135,20 @@ async def test_a_body_over_the_bound_is_answered_413() -> None:
 
     response = await call("POST", "/v2/agents/a1", headers={"Authorization": "Bearer good"}, read_body=too_large)
     assert response.status == 413
+
+
+@pytest.mark.parametrize(("path", "bound"), [("/v2/small", 10), ("/v2/agents/a1", 100 * 1024 * 1024)])
+async def test_a_route_may_have_a_bound_of_its_own_for_the_body(path: str, bound: int) -> None:
+    # trust: bounded
+    asked: list[int] = []
+
+    async def read(limit: int) -> bytes:
+        asked.append(limit)
+        return b""
+
+    headers = {"Authorization": "Bearer good"}
+    assert (await call("POST", path, headers=headers, read_body=read)).status == 200
+    assert asked == [bound]
 
 
 async def test_a_refused_caller_does_not_make_us_read_the_body() -> None:

@@ -1,5 +1,6 @@
 """JSON of the agent interface, both ways, and what is refused with which text."""
 
+import base64
 import json
 
 import pytest
@@ -47,6 +48,15 @@ def test_entry_zero_is_sent_because_it_means_start_over() -> None:
 )
 def test_a_quote_survives_the_way_there(answer: QuoteAnswer) -> None:
     assert agent_v2.decode_quote(agent_v2.encode_quote(answer)) == answer
+
+
+@given(st.binary(max_size=200))
+def test_a_boot_log_survives_the_way_there(log: bytes) -> None:
+    text = base64.b64encode(log).decode()
+    assert agent_v2.decode_boot_log(text) == log
+    for broken in (f"{text}\n", f"{text}=", f" {text}", f"{text}\u00e9"):
+        with pytest.raises(BadAnswer):
+            agent_v2.decode_boot_log(broken)
 
 
 def test_unknown_members_are_ignored() -> None:

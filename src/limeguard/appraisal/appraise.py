@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from limeguard.appraisal.boot import BootMemo, appraise_boot
 from limeguard.appraisal.clock import Since, check_clock
 from limeguard.appraisal.findings import (
     HASH_NOT_ACCEPTED,
@@ -43,6 +44,7 @@ from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.quote import Quote, QuotedPcrs, QuoteFault, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.algorithms import hash_accepted, key_accepted, key_algorithm, scheme_accepted
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.pcrs import IMA_PCR, PcrPolicy
 
 MAX_PUBLIC_KEY: Final = 8 * 1024
@@ -75,8 +77,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
     hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
     pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime` judges the IMA
-    log, None where none is judged. `boot_policy` has its place here but is not judged yet: where one is given, the node
-    is not trusted.
+    log, None where none is judged. `boot_policy` judges the boot log; `boot_memo` holds verdicts of logs that were
+    judged before, None to judge each anew.
     """
 
     ak: PublicArea
@@ -89,7 +91,8 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     identity_only_allowed: bool
     nonce_expires: float = inf
     runtime: RuntimeExpected | None = None
-    boot_policy: object | None = None
+    boot_policy: BootPolicy | None = None
+    boot_memo: BootMemo | None = None
 
 
 _WITH_POLICY: Final = IDENTITY_CHECKS | {Check.PCR_POLICY}
@@ -99,7 +102,7 @@ _SIGNED: Final = _ANNOUNCED | {Check.QUOTE_SIGNATURE}
 _FRESH: Final = _SIGNED | {Check.FRESHNESS}
 _TIMED: Final = _FRESH | {Check.CLOCK}
 
-_FAULTS: Final = {
+QUOTE_FAULTS: Final = {
     QuoteFault.KEY_NOT_RESTRICTED: QUOTE_KEY_UNFIT,
     QuoteFault.HASH_NOT_ACCEPTED: QUOTE_HASH,
     QuoteFault.SCHEME_MISMATCH: QUOTE_SCHEME,
@@ -117,7 +120,7 @@ def required_checks(expected: Expected) -> Checks:
     # A quote that covers the IMA log's PCR asks for the log to be judged.
     if expected.runtime is not None or IMA_PCR in expected.required_selection:
         required |= {Check.IMA_LOG}
-    if expected.boot_policy is not None:
+    if expected.boot_policy is not None and expected.boot_policy.active:
         required |= {Check.BOOT_LOG}
     return required
 
@@ -126,7 +129,8 @@ def appraise(evidence: Evidence, expected: Expected, history: History, now: floa
     """Judge one answer; `now` is seconds since 1970.
 
     In this order, and no further than the first step with findings: what the agent announces, the quote (signature,
-    nonce, PCR digest), the TPM's clock, PCR values and the IMA log together. Any exception is our own fault.
+    nonce, PCR digest), the TPM's clock, then PCR values, the boot log and the IMA log together. Any exception is our
+    own fault.
     """
     required = required_checks(expected)
     announced = tuple(_check_announced(evidence, expected, history))
@@ -156,13 +160,18 @@ def _judge_values(
     """Judge what the TPM vouched for. The proven clock is kept in any case, the rest only with trust."""
     public_key = evidence.public_key or history.public_key or ""
     required = required_checks(expected)
-    findings = list(_check_values(quoted, expected, public_key))
+    boot = appraise_boot(evidence.boot_log, quoted, expected.boot_policy, expected.boot_memo)
+    findings = [*_check_values(quoted, expected, public_key), *boot.findings]
     ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
+    if boot.judged:
+        ran |= {Check.BOOT_LOG}
     same_boot = since is not Since.REBOOTED and evidence.boottime == history.boottime
     ima = history.ima if same_boot else NO_IMA
     if expected.runtime is not None and Check.IMA_LOG in required:
         measured = Measured(evidence.ima_log, evidence.ima_entry)
-        verdict = appraise_runtime(measured, quoted, expected.runtime, history.ima, same_boot=same_boot)
+        verdict = appraise_runtime(
+            measured, quoted, expected.runtime, history.ima, same_boot=same_boot, boot_aggregates=boot.aggregates
+        )
         if verdict is None:
             ima = NO_IMA
         else:
@@ -241,7 +250,7 @@ def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
         return misnamed
     proven = verify_quote(quote, key=expected.ak, nonce=expected.nonce, accepted_hashes=frozenset(expected.accept_hash))
     if isinstance(proven, QuoteFault):
-        return Finding(_FAULTS.get(proven, QUOTE_UNUSABLE), {"message": proven.value})
+        return Finding(QUOTE_FAULTS.get(proven, QUOTE_UNUSABLE), {"message": proven.value})
     return proven
 
 

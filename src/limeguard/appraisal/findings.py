@@ -255,7 +255,7 @@ BOOT_LOG_BASE64: Final = _mild(
 BOOT_LOG_MALFORMED: Final = _mild(
     "boot.log-malformed",
     "measured_boot.parser.tpm2_eventlog.error",
-    "The boot log cannot be read: save it from the node and look at it with tpm2_eventlog.",
+    "The boot log cannot be read: save it from the node and look at it with limeguard boot show.",
 )
 
 # --- IMA ------------------------------------------------------------------------------------------------------------

@@ -47,9 +47,17 @@ class RuntimeVerdict:
 
 
 def appraise_runtime(
-    measured: Measured, quoted: QuotedPcrs, expected: RuntimeExpected, history: ImaHistory, *, same_boot: bool
+    measured: Measured,
+    quoted: QuotedPcrs,
+    expected: RuntimeExpected,
+    history: ImaHistory,
+    *,
+    same_boot: bool,
+    boot_aggregates: tuple[bytes, ...] = (),
 ) -> RuntimeVerdict | None:
     """Judge the IMA log; `history` is what earlier rounds proved, `same_boot` whether the machine still runs since.
+
+    `boot_aggregates` are what `boot_aggregate` may be by the boot log of this answer, beside what the policy lists.
 
     Return None when the log was asked for from where an earlier boot had come to, or from where another device-mapper
     policy had: what came then can neither be believed nor held against the node, and has to be asked for from its
@@ -69,7 +77,8 @@ def appraise_runtime(
     value = quoted.values.get(IMA_PCR)
     if value is None:
         return _only(Finding(IMA_ABSENT, {"pcr": IMA_PCR, "message": "PCR 10 was not quoted"}))
-    return _entries(measured.text, value, quoted, expected, history)
+    rules = Rules(expected.policy, boot_aggregates, violations_found=expected.violations_found)
+    return _entries(measured.text, value, quoted, expected, rules, history)
 
 
 def _same_devices(expected: RuntimeExpected, history: ImaHistory) -> bool:
@@ -79,7 +88,7 @@ def _same_devices(expected: RuntimeExpected, history: ImaHistory) -> bool:
 
 
 def _entries(
-    text: str, value: bytes, quoted: QuotedPcrs, expected: RuntimeExpected, history: ImaHistory
+    text: str, value: bytes, quoted: QuotedPcrs, expected: RuntimeExpected, rules: Rules, history: ImaHistory
 ) -> RuntimeVerdict:
     try:
         lines = split_lines(text.encode("utf-8", "surrogateescape"))
@@ -92,7 +101,7 @@ def _entries(
     result = appraise_list(
         lines,
         bank=quoted.bank,
-        rules=Rules(expected.policy, violations_found=expected.violations_found),
+        rules=rules,
         quoted=value,
         history=history,
         keyrings={TENANT_KEYRING: expected.verification_keys},

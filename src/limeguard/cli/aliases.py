@@ -86,3 +86,10 @@ def sign_policy() -> NoReturn:
     from limeguard.cli.older_policy import sign_runtime_policy
 
     sys.exit(sign_runtime_policy(sys.argv[1:]))
+
+
+def mb_refstate() -> NoReturn:
+    """Run `create_mb_refstate`."""
+    from limeguard.cli.mb_refstate import create_mb_refstate
+
+    sys.exit(create_mb_refstate(sys.argv[1:]))

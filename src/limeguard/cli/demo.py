@@ -1,13 +1,15 @@
 """`limeguard demo`: a node is enrolled and attested on this machine; twice it changes and is distrusted with a reason.
 
 Everything is real: a TPM (in software) with a certificate of its maker, registrar, verifier and agent as processes that
-speak TLS with each other. This module tells the story and fails when it does not go as told; `sandbox` runs programs.
+speak TLS with each other. Where swtpm is not installed, TPM and agent are those of `limeguard simulate`. This module
+tells the story and fails when it does not go as told; `sandbox` runs programs.
 """
 
 import hashlib
 import importlib.util
 import io
 import json
+import shutil
 import signal
 import time
 import uuid
@@ -16,14 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import click
 from rich.console import Console
 from rich.markup import escape
 
 from limeguard.cli.kernel import Kernel
-from limeguard.cli.sandbox import Node, Sandbox, wait_until
+from limeguard.cli.sandbox import Sandbox, wait_until
+from limeguard.cli.simulated_node import SimulatedNode
 from limeguard.cli.softtpm import SandboxError
 from limeguard.policy.runtime import empty_policy_document
 from limeguard.simulator.machine import digest_of
@@ -38,6 +41,58 @@ INTERRUPTED = 130
 POLICY = "demo"
 PROGRAMS = ("/usr/bin/bash", "/usr/bin/sshd", "/usr/lib/libc.so.6")
 UPDATE = "/usr/local/bin/backup"
+
+
+SWTPM = ("swtpm", "swtpm_setup", "swtpm_localca")
+
+
+class Tpm(Protocol):
+    """A TPM whose PCRs can be changed from here."""
+
+    def extend(self, pcr: int, digest: bytes, /) -> None:
+        """Extend one PCR."""
+        ...
+
+
+class Measures(Protocol):
+    """The kernel's part."""
+
+    def measure(self, name: str, digest: str, /) -> None:
+        """Measure a file."""
+        ...
+
+
+class Node(Protocol):
+    """The node of the story: an agent with swtpm, or a simulated machine."""
+
+    id: str
+    folder: Path
+
+    @property
+    def tpm(self) -> Tpm:
+        """Its TPM."""
+        ...
+
+    @property
+    def kernel(self) -> Measures | None:
+        """What measures files on it."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Where its agent listens."""
+        ...
+
+    @property
+    def secure_mount(self) -> bool:
+        """Whether it takes a payload."""
+        ...
+
+
+def missing_for_swtpm() -> list[str]:
+    """Return what is not installed of that which an agent with swtpm needs."""
+    programs = [name for name in SWTPM if shutil.which(name) is None]
+    return programs + (["tpm2-pytss"] if importlib.util.find_spec("tpm2_pytss") is None else [])
 
 
 class Story:
@@ -121,11 +176,14 @@ def watch(story: Story, sandbox: Sandbox, node: Node, until: str, rounds: int, s
     raise SandboxError(f"the node is not {until} after {seconds:.0f} s")
 
 
-def tell(story: Story, sandbox: Sandbox, rounds: int) -> None:
-    """Run the story from the TPM to the verdict. Raises SandboxError when anything goes otherwise than told."""
+def tell(story: Story, sandbox: Sandbox, rounds: int, missing: list[str] | None) -> None:
+    """Run the story from the TPM to the verdict. Raises SandboxError when anything goes otherwise than told.
+
+    With a list, which names what swtpm would need, the TPM is the simulator's.
+    """
     story.say("[bold]limeguard demo[/]: one node is attested, and changes twice")
     story.say(f"[dim]Everything stays on loopback ports and in {sandbox.folder}, which is removed at the end.[/]")
-    node = _set_up(story, sandbox)
+    node: Node = _set_up(story, sandbox) if missing is None else _set_up_simulated(story, sandbox, missing)
     _enrol(story, sandbox, node)
     story.step(f"The verifier asks for a quote every second; {rounds} rounds")
     watch(story, sandbox, node, "trusted", rounds, PATIENCE)
@@ -178,10 +236,7 @@ def _set_up(story: Story, sandbox: Sandbox) -> Node:
     tpm = sandbox.add_tpm()
     sandbox.trust_tpm_maker()
     story.fact("TPM", f"swtpm, {tpm.tcti}; its EK certificate comes from a throw-away maker")
-    story.step("A site: verifier, registrar, and the node's agent")
-    sandbox.start_servers()
-    story.fact("verifier", f"https://127.0.0.1:{sandbox.ports['verifier']} (made the site's CA)")
-    story.fact("registrar", f"https://127.0.0.1:{sandbox.ports['registrar_tls']}")
+    _start_servers(story, sandbox)
     log = sandbox.folder / "ascii_runtime_measurements"
     node = sandbox.add_node(str(uuid.uuid4()), tpm, ima_ml_path=str(log))
     node.kernel = Kernel(tpm, log)
@@ -190,6 +245,30 @@ def _set_up(story: Story, sandbox: Sandbox) -> Node:
     node.start()
     story.fact("agent", f"https://127.0.0.1:{node.port}, registered as {node.id}")
     return node
+
+
+def _set_up_simulated(story: Story, sandbox: Sandbox, missing: list[str]) -> SimulatedNode:
+    story.step("A machine with a TPM")
+    node = SimulatedNode(sandbox, str(uuid.uuid4()))
+    sandbox.nodes.append(node)
+    (sandbox.store / "software-tpm.pem").write_text(node.maker.pem)
+    story.fact("TPM", "limeguard's own, in software; its EK certificate comes from a throw-away maker")
+    if missing:
+        story.fact("", f"(not installed here: {', '.join(missing)}. With swtpm, swtpm-tools and limeguard[agent]")
+        story.fact("", "the demo runs swtpm and the real agent. This one signs real quotes, and takes no payload.)")
+    _start_servers(story, sandbox)
+    for name in PROGRAMS:
+        node.measure(name, digest_of(name))
+    node.start()
+    story.fact("agent", f"https://127.0.0.1:{node.port}, simulated, registered as {node.id}")
+    return node
+
+
+def _start_servers(story: Story, sandbox: Sandbox) -> None:
+    story.step("A site: verifier, registrar, and the node's agent")
+    sandbox.start_servers()
+    story.fact("verifier", f"https://127.0.0.1:{sandbox.ports['verifier']} (made the site's CA)")
+    story.fact("registrar", f"https://127.0.0.1:{sandbox.ports['registrar_tls']}")
 
 
 def _enrol(story: Story, sandbox: Sandbox, node: Node) -> None:
@@ -206,7 +285,7 @@ def _enrol(story: Story, sandbox: Sandbox, node: Node) -> None:
     story.fact("policy", f"PCR {PCR} is all zero; {len(PROGRAMS)} programs may run, each with its digest")
     if node.secure_mount:
         story.fact("payload", "encrypted; one half of its key given to the agent, the other to the verifier")
-    else:
+    elif not isinstance(node, SimulatedNode):
         story.fact("payload", "left out: mounting a memory file system for it is not allowed here")
 
 
@@ -243,22 +322,30 @@ def _ended_by_signals() -> Iterator[None]:
 @click.command("demo")
 @click.option("--rounds", type=click.IntRange(1, 60), default=3, show_default=True, help="Rounds before the change.")
 @click.option("--keep", is_flag=True, help="Leave the folder with settings and logs in place.")
-def demo(*, rounds: int, keep: bool) -> None:
+@click.option(
+    "--tpm",
+    type=click.Choice(["auto", "swtpm", "simulated"]),
+    default="auto",
+    show_default=True,
+    help="swtpm with the real agent, or the simulator's TPM and agent; auto: swtpm if it is installed.",
+)
+def demo(*, rounds: int, keep: bool, tpm: str) -> None:
     """Attest a node with a software TPM on this machine, change it, and see it distrusted with the reason.
 
-    Needs swtpm, swtpm-tools and the extra `agent`. The exit status is 0 only if all went as told.
+    With swtpm, swtpm-tools and the extra `agent` a real agent is attested; without them the TPM and the agent of
+    `limeguard simulate` take its part. The exit status is 0 only if all went as told.
     """
     console = Console()
     story = Story(console)
-    if importlib.util.find_spec("tpm2_pytss") is None:
-        raise click.ClickException(
-            "the demo runs an agent, which needs the TPM library: pip install 'limeguard[agent]'"
-        )
+    missing = missing_for_swtpm()
+    if tpm == "swtpm" and missing:
+        raise click.ClickException(f"--tpm swtpm: not installed: {', '.join(missing)}")
+    simulated = missing if tpm == "simulated" or missing else None
     status = 0
     sandbox = Sandbox(keep=keep)
     try:
         with _ended_by_signals(), sandbox:
-            tell(story, sandbox, rounds)
+            tell(story, sandbox, rounds, simulated)
     except SandboxError as problem:
         console.print(f"\nThe demo did not go as told: {problem}", style="bold red", markup=False, highlight=False)
         status = 1

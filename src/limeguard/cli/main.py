@@ -75,6 +75,7 @@ class LazyGroup(click.Group):
     "limeguard",
     cls=LazyGroup,
     lazy={
+        "boot": Lazy("limeguard.cli.boot:boot", "Show boot logs, make and try policies for them."),
         "ca": Lazy("limeguard.cli.ca:ca", "Make and manage a certificate authority."),
         "config": Lazy("limeguard.cli.config:config", "Show, check and explain the settings."),
         "demo": Lazy("limeguard.cli.demo:demo", "Attest a software TPM, change it, see it distrusted."),

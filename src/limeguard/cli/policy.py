@@ -16,10 +16,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from limeguard.authoring.boot.refstate import Strictness, reference_state
 from limeguard.authoring.policy import build, signing
 from limeguard.authoring.policy.collected import SourceError
 from limeguard.authoring.policy.deb_remote import DebSource
 from limeguard.authoring.policy.fetching import WORKERS
+from limeguard.evidence.bootlog.enriched import enriched
+from limeguard.evidence.bootlog.log import parse_boot_log
+from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.difference import differences
 from limeguard.policy.errors import PolicyError
 from limeguard.policy.legacy import convert, exclude_lines
@@ -184,11 +188,11 @@ def _create(options: argparse.Namespace) -> int:
         )
         document = build.build(request, datetime.fromtimestamp(time(), UTC))
     text = build.listing(document) if options.show_legacy_allowlist else json.dumps(document)
-    _write(options.output, text)
+    write_whole(options.output, text)
     return 0
 
 
-def _write(path: str, text: str) -> None:
+def write_whole(path: str, text: str) -> None:
     """Write a result. To a file it goes whole or not at all."""
     if path in {"", "-", "/dev/stdout"}:
         sys.stdout.write(text)
@@ -215,9 +219,19 @@ def _add_boot(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_boot)
 
 
-def _boot(_options: argparse.Namespace) -> int:
-    print("This version makes no measured boot policies yet.", file=sys.stderr)
-    return 1
+def _boot(options: argparse.Namespace) -> int:
+    write_whole(options.output, json.dumps(state_of_file(options.eventlog_file, options.without_secureboot)))
+    return 0
+
+
+def state_of_file(path: str, without_secure_boot: bool, strictness: Strictness | None = None) -> dict[str, Any]:
+    """Return the reference state of a boot log. Raises SourceError."""
+    try:
+        data = Path(path).read_bytes()
+        decoded = enriched(parse_boot_log(data))
+    except (OSError, MalformedEvidence) as problem:
+        raise SourceError(f"Parsing of binary boot measurements ({path}) failed with: {problem}") from None
+    return reference_state(decoded, without_secure_boot=without_secure_boot, strictness=strictness)
 
 
 def _add_sign(parser: argparse.ArgumentParser) -> None:
@@ -240,7 +254,7 @@ def _sign(options: argparse.Namespace) -> int:
     key = signing.load_key(options.keyfile) if options.keyfile else signing.make_key(options.keypath or STANDARD_KEY)
     certificate = options.cert_outfile if options.backend == "x509" else None
     envelope = signing.sign(payload, key, certificate, datetime.fromtimestamp(time(), UTC))
-    _write(options.output, envelope if options.output else f"{envelope}\n")
+    write_whole(options.output, envelope if options.output else f"{envelope}\n")
     return 0
 
 
@@ -252,7 +266,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    _write(options.output, signing.verify(options.runtime_policy, options.keyfile).decode())
+    write_whole(options.output, signing.verify(options.runtime_policy, options.keyfile).decode())
     return 0
 
 
@@ -267,7 +281,7 @@ def _convert(options: argparse.Namespace) -> int:
     document = convert(_text(options.allowlist), str(datetime.fromtimestamp(time(), UTC).replace(tzinfo=None)))
     if options.excludelist:
         document["excludes"] = [*document["excludes"], *exclude_lines(_text(options.excludelist))]
-    _write(options.output, json.dumps(document))
+    write_whole(options.output, json.dumps(document))
     return 0
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from limeguard.cli.kernel import Kernel
 from limeguard.cli.softtpm import Program, SandboxError, SoftwareTpm, free_ports, wait_for_port
@@ -117,6 +117,16 @@ class Node:
             self.agent = None
 
 
+class Stoppable(Protocol):
+    """A node: what of it runs is ended with the sandbox."""
+
+    folder: Path
+
+    def stop(self) -> None:
+        """End it."""
+        ...
+
+
 class Sandbox:
     """Folder, ports, configuration and processes of one throw-away site.
 
@@ -139,7 +149,7 @@ class Sandbox:
         self.authority = self.work / "cv_ca"
         self.ports = dict(zip(("verifier", "registrar", "registrar_tls"), free_ports(3), strict=True))
         self.options: dict[str, dict[str, object]] = {name: dict(given) for name, given in options.items()}
-        self.nodes: list[Node] = []
+        self.nodes: list[Stoppable] = []
         self.tpms: list[SoftwareTpm] = []
         self.verifier: Program | None = None
         self.registrar: Program | None = None
@@ -181,15 +191,16 @@ class Sandbox:
         for component in ("verifier", "registrar", "tenant", "ca"):
             text = ini_text(component, self.settings(component))
             if component == "verifier":
-                text += ini_text("revocations", {"enabled_revocation_notifications": "[]"})
+                told = {"enabled_revocation_notifications": "[]", **self.options.get("revocations", {})}
+                text += ini_text("revocations", told)
             path = self.folder / f"{component}.conf"
             _write_private(path, text)
             named[f"KEYLIME_{component.upper()}_CONFIG"] = str(path)
         return clean_environment({"KEYLIME_DIR": str(self.work), **named})
 
-    def start_verifier(self) -> None:
+    def start_verifier(self, *arguments: str) -> None:
         """Start the verifier, which makes the site's CA, and wait until it listens."""
-        self.verifier = self._start("verifier", self.ports["verifier"])
+        self.verifier = self._start("verifier", self.ports["verifier"], *arguments)
 
     def start_registrar(self) -> None:
         """Start the registrar with the verifier's CA and wait until it listens."""
@@ -200,8 +211,8 @@ class Sandbox:
         self.start_verifier()
         self.start_registrar()
 
-    def _start(self, name: str, port: int) -> Program:
-        program = Program(name, self.command(name, "run"), self.environment(), self.logs, self.umask)
+    def _start(self, name: str, port: int, *arguments: str) -> Program:
+        program = Program(name, self.command(name, "run", *arguments), self.environment(), self.logs, self.umask)
         program.start()
         wait_for_port(port, program)
         return program

@@ -4,9 +4,12 @@ Starts its own servers in a temporary folder, or uses a verifier that runs. Figu
 kernel counts it; the simulator's own is shown beside it, for it runs on the same machine.
 """
 
+import asyncio
+import contextlib
 import json
 import os
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
@@ -24,11 +27,16 @@ from limeguard.cli.sandbox import Sandbox
 from limeguard.cli.softtpm import SandboxError
 from limeguard.clients.registrar_enrol import Target
 from limeguard.simulator.identity import make_identity
-from limeguard.simulator.run import Plan, Report, Simulation, SimulationError, Site
+from limeguard.simulator.operator import SimulationError, Site
+from limeguard.simulator.report import Report
+from limeguard.simulator.run import Meter, Plan, Simulation
 from limeguard.simulator.scenario import Happening, ScenarioError, parse_scenario
 from limeguard.web.tls import TlsError, client_context, server_context
 
 TICKS = os.sysconf("SC_CLK_TCK")
+MIB = 1 << 20
+SECTIONS = ("verifier", "revocations")
+SHOW_SECONDS = 0.5
 
 
 @click.command("simulate")
@@ -44,11 +52,17 @@ TICKS = os.sysconf("SC_CLK_TCK")
 @click.option("--cert", type=click.Path(exists=True, path_type=Path), help="With --verifier: operator's certificate.")
 @click.option("--key", type=click.Path(exists=True, path_type=Path), help="With --verifier: its key.")
 @click.option("--ca", type=click.Path(exists=True, path_type=Path), help="With --verifier: CA of servers and clients.")
-@click.option("--database", default="", metavar="URL", help="Database of the started servers.")
+@click.option("--no-keep-alive", is_flag=True, help="Each answer ends its connection, as with long intervals.")
+@click.option("--delete", is_flag=True, help="Delete the machines of earlier runs first, and these at the end.")
+@click.option("--database", default="", metavar="URL", help="Database of the started verifier.")
+@click.option("--workers", type=click.IntRange(1), help="Processes of the started verifier.")
+@click.option(
+    "--verifier-option", "settings", multiple=True, metavar="NAME=VALUE", help="Setting of the started verifier."
+)
+@click.option("--verifier-pid", type=click.IntRange(1), help="With --verifier: its process, to measure what it uses.")
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
 def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **options: Any) -> None:
     """Simulate a fleet and report what the verifier does with it."""
-    _raise_limit(options["nodes"])
     plan = Plan(
         nodes=options["nodes"],
         seconds=options["seconds"],
@@ -57,12 +71,14 @@ def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **op
         files=options["files"],
         digests=options["digests"],
         scenario=_scenario(scenario),
+        delete=options["delete"],
+        keep_alive=not options["no_keep_alive"],
     )
+    if problems := plan.problems():
+        raise click.ClickException("\n".join(["the scenario cannot be played:", *(f"  {one}" for one in problems)]))
+    _raise_limit(options["nodes"])
     try:
-        if verifier is None:
-            result = _with_own_servers(plan, register=options["register"], database=options["database"])
-        else:
-            result = _with_running(plan, verifier, options)
+        result = _with_own_servers(plan, options) if verifier is None else _with_running(plan, verifier, options)
     except (SimulationError, SandboxError, TlsError) as problem:
         raise click.ClickException(str(problem)) from None
     if as_json:
@@ -93,48 +109,104 @@ def _raise_limit(nodes: int) -> None:
         raise click.ClickException(f"{nodes} machines need more open files than allowed here: {limit}") from None
 
 
-def _with_own_servers(plan: Plan, *, register: bool, database: str) -> dict[str, Any]:
-    servers: dict[str, object] = {"database_url": database} if database else {}
-    options: dict[str, object] = {"quote_interval": str(plan.interval), **servers}
-    with Sandbox(verifier=options) as sandbox:
-        if register:
-            sandbox.start_servers()
-        else:
-            sandbox.start_verifier()
-        registrar = Target("127.0.0.1", sandbox.ports["registrar"], None) if register else None
+def _with_own_servers(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
+    for name in ("cert", "key", "ca", "verifier_pid"):
+        if options[name]:
+            raise click.ClickException(f"--{name.replace('_', '-')} goes with --verifier, which is not given")
+    settings, registrar = _settings(plan, options), None
+    with Sandbox() as sandbox:
+        sandbox.options.update(settings)
+        sandbox.start_verifier(*_arguments(sandbox, options["workers"]))
+        if options["register"]:
+            sandbox.start_registrar()
+            registrar = Target("127.0.0.1", sandbox.ports["registrar"], None)
         operator = sandbox.client_context()
         site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar)
         assert sandbox.verifier is not None  # noqa: S101 - started above
-        pids = family(sandbox.verifier.pid)
-        return _simulated(plan, site, sandbox.folder, sandbox.authority / "cacert.crt", pids)
+        return _simulated(plan, site, sandbox.folder, sandbox.authority / "cacert.crt", sandbox.verifier.pid)
+
+
+def _settings(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, object]]:
+    """Return the settings of the verifier that is started, by section."""
+    found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": f"{plan.interval:g}"}}
+    if options["database"]:
+        found["verifier"]["database_url"] = options["database"]
+    for text in options["settings"]:
+        name, equals, value = text.partition("=")
+        section, dot, rest = name.strip().rpartition(".")
+        if not equals or not rest or (dot and section not in SECTIONS):
+            wanted = f"NAME=VALUE, where NAME may begin with {' or '.join(f'{one}.' for one in SECTIONS)}"
+            raise click.ClickException(f"--verifier-option {text}: it is {wanted}")
+        found.setdefault(section or "verifier", {})[rest] = value.strip()
+    return found
+
+
+def _arguments(sandbox: Sandbox, workers: int | None) -> list[str]:
+    """Return the arguments that the verifier is started with."""
+    if workers is None:
+        return []
+    known = subprocess.run(  # noqa: S603 - our own program
+        sandbox.command("verifier", "run", "--help"), capture_output=True, text=True, check=False, timeout=60
+    )
+    if "--workers" in known.stdout:
+        return ["--workers", str(workers)]
+    if workers == 1:
+        return []
+    raise click.ClickException(f"--workers {workers}: this verifier does all its work in one process")
 
 
 def _with_running(plan: Plan, url: str, options: dict[str, Any]) -> dict[str, Any]:
     if not (options["cert"] and options["key"] and options["ca"]):
         raise click.ClickException("--verifier needs --cert, --key and --ca")
+    for name in ("database", "workers", "settings", "register"):
+        if options[name]:
+            shown = "verifier-option" if name == "settings" else name
+            raise click.ClickException(f"--{shown} is for servers that are started from here, not for --verifier")
     operator = client_context(options["cert"], options["key"], "", [options["ca"]], system_store=False)
     with tempfile.TemporaryDirectory(prefix="limeguard-") as folder:
-        return _simulated(plan, Site(url.rstrip("/"), operator), Path(folder), options["ca"], [])
+        return _simulated(plan, Site(url.rstrip("/"), operator), Path(folder), options["ca"], options["verifier_pid"])
 
 
-def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pids: list[int]) -> dict[str, Any]:
+def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pid: int | None) -> dict[str, Any]:
     certificate, key = make_identity(folder, time.time())
     agents = server_context(certificate, key, "", (clients,), require_client=True)
 
-    def meter() -> tuple[float, int]:
-        return sum(map(cpu_seconds, pids)), sum(map(resident, pids))
-
     async def run() -> Report:
-        return await Simulation(plan, site, meter).run(agents, certificate.read_text())
+        simulation = Simulation(plan, site, meter_of(pid) if pid is not None else None)
+        showing = asyncio.create_task(_show(simulation))
+        try:
+            return await simulation.run(agents, certificate.read_text())
+        finally:
+            showing.cancel()
 
     report = uvloop.run(run())
-    return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **_figures(report)}
+    return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **report.figures()}
 
 
-def _figures(report: Report) -> dict[str, Any]:
-    found = asdict(report)
-    found["rounds_per_second"] = report.rounds_per_second
-    return found
+async def _show(simulation: Simulation) -> None:
+    """Keep one line up to date on a terminal; elsewhere write a line for each thing that is begun."""
+    console, begun = Console(stderr=True), ""
+    with console.status("") if console.is_terminal else contextlib.nullcontext() as status:
+        while True:
+            text = simulation.progress
+            if status is not None:
+                status.update(text)
+            elif (what := text.split()[0].strip(",")) != begun:
+                begun = what
+                click.echo(text, err=True)
+            await asyncio.sleep(SHOW_SECONDS)
+
+
+def meter_of(pid: int) -> Meter:
+    """Return what tells the CPU that a program has used, with all that it started, and what it has in memory."""
+
+    def meter() -> tuple[float, int]:
+        pids = family(pid)
+        # Pages that several processes share count once; for a single one, what it shares with others counts in full.
+        size = resident(pid) if len(pids) == 1 else sum(map(proportional, pids))
+        return sum(map(cpu_seconds, pids)), size
+
+    return meter
 
 
 def family(pid: int) -> list[int]:
@@ -166,6 +238,15 @@ def resident(pid: int) -> int:
         return 0
 
 
+def proportional(pid: int) -> int:
+    """Return the bytes that a process has in memory, of shared pages only its part."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return resident(pid)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
 def _print(console: Console, result: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for name, value in _rows(result):
@@ -184,19 +265,36 @@ def _rows(result: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "rounds", f"{result['rounds']:,} in {result['seconds']:.0f} s, {result['rounds_per_second']:,.0f}/s"
     late = result["lateness"]
     yield "lateness", ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in late.items())
-    if result.get("verifier_cpu"):
-        yield "verifier", f"{1000 * result['verifier_cpu'] / rounds:.3f} ms CPU a round"
-        yield "", f"{result['verifier_bytes'] / (1 << 20):,.0f} MiB"
-    yield "simulator", f"{1000 * result['simulator_cpu'] / rounds:.3f} ms CPU a round"
-    yield "conditions", ", ".join(f"{name} {count}" for name, count in sorted(result["conditions"].items()))
+    yield "", f"busiest second {result['busiest_second']:,} rounds, {result['waiting']:,} machines not asked for long"
+    yield from _cost(result, rounds)
+    yield "conditions", ", ".join(f"{name} {count:,}" for name, count in sorted(result["conditions"].items()))
     for attack in sorted({one["attack"] for one in result["detections"]}):
         yield f"found: {attack}", _detected([one for one in result["detections"] if one["attack"] == attack])
-    if result["complaints"]:
-        yield "complaints", f"{result['complaints']} requests that a deployed agent would refuse"
+    if result["sessions"]:
+        yield "sessions", f"{result['sessions']:,}"
+    if result["notices"]:
+        yield "notices", f"{result['notices']:,} reached machines"
+    yield "errors", ", ".join(f"{kind} {count:,}" for kind, count in sorted(result["errors"].items())) or "none"
+
+
+def _cost(result: dict[str, Any], rounds: int) -> Iterable[tuple[str, str]]:
+    if result["verifier_cpu"]:
+        share = 100 * result["verifier_cpu"] / result["seconds"]
+        yield "verifier", f"{1000 * result['verifier_cpu_per_round']:.3f} ms CPU a round, {share:.0f} % of a core"
+        memory, growth = result["memory"], result["memory_growth"] / MIB
+        used = f"mean {memory['mean'] / MIB:,.0f} MiB, peak {memory['peak'] / MIB:,.0f} MiB"
+        each = f"{result['bytes_per_machine'] / 1024:,.0f} KiB a machine"
+        yield "memory", f"{used}, {each}, {growth:+,.1f} MiB since the warm-up"
+    asked, answered = result["bytes_asked"] / rounds, result["bytes_answered"] / rounds
+    yield "network", f"{asked:,.0f} + {answered:,.0f} bytes a round, {result['connections']:,} new connections"
+    share = 100 * result["simulator_cpu"] / max(result["seconds"], 1e-9)
+    yield "simulator", f"{1000 * result['simulator_cpu_per_round']:.3f} ms CPU a round, {share:.0f} % of a core"
 
 
 def _detected(found: list[dict[str, Any]]) -> str:
     times = sorted(one["seconds"] for one in found if one["seconds"] is not None)
     if not times:
         return f"0 of {len(found)}"
-    return f"{len(times)} of {len(found)}; median {times[len(times) // 2]:.2f} s, last {times[-1]:.2f} s"
+    p99 = times[min(int(0.99 * len(times)), len(times) - 1)]
+    shown = f"median {times[len(times) // 2]:.2f} s, p99 {p99:.2f} s, last {times[-1]:.2f} s"
+    return f"{len(times):,} of {len(found):,}; {shown}"

@@ -81,7 +81,8 @@ def _add_policies(parser: argparse.ArgumentParser) -> None:
     add("--runtime-policy-checksum", metavar="HEX", help="SHA-256 that the runtime policy must have")
     add("--runtime-policy-sig-key", metavar="FILE", help="public key that must have signed the runtime policy")
     add("--runtime-policy-name", metavar="NAME", help="name of a runtime policy stored on the verifier")
-    add("--mb-policy", "--mb_refstate", dest="mb_policy", metavar="FILE", help="measured boot policy (JSON)")
+    policy = "measured boot policy (JSON); `default` is the file of the setting mb_refstate"
+    add("--mb-policy", "--mb_refstate", dest="mb_policy", metavar="FILE", help=policy)
     add("--mb-policy-name", metavar="NAME", help="name of a measured boot policy stored on the verifier")
     add("--allowlist", metavar="FILE", help="deprecated, see --runtime-policy")
     add("--allowlist-url", metavar="URL", help="deprecated, see --runtime-policy-url")

@@ -3,7 +3,7 @@
 import argparse
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import uvloop
@@ -16,7 +16,8 @@ from limeguard.cli.tls_files import agents_tls, prepare_tls, server_tls, servers
 from limeguard.settings import SettingsError, Sources
 from limeguard.store.database import StoreUnavailable, UnknownDatabaseError
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.build import run_verifier
+from limeguard.verifier.build import migrate, run_verifier
+from limeguard.verifier.crew import Crew, Member
 from limeguard.verifier.settings import VerifierSettings, load_verifier_settings
 from limeguard.web.tls import TlsError
 from limeguard.wire import versions
@@ -41,20 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="keylime_verifier",
         description="Attest nodes: ask their agents for quotes, judge the answers, say what is trusted.",
-        epilog="Configured by verifier.conf and the environment (KEYLIME_VERIFIER_*); arguments are ignored.",
+        epilog="Configured by verifier.conf and the environment (KEYLIME_VERIFIER_*); other arguments are ignored.",
     )
-    parser.parse_known_args(argv)
+    parser.add_argument("--workers", type=_count, metavar="N", help="worker processes; by default one for each core")
+    options, _ = parser.parse_known_args(argv)
     sources = Sources.of_process()
     set_up_logging(sources)
     os.umask(0o077)
-    try:
-        return _run(sources)
-    except EXPECTED as problem:
-        log.critical("The verifier cannot run: %s", clean(problem, 4096))
-        return 1
+    return _explained(lambda: _run(sources, options.workers))
 
 
-def _run(sources: Sources) -> int:
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least one worker")
+    return number
+
+
+def _run(sources: Sources, wanted: int | None) -> int:
     loaded = load_verifier_settings(sources)
     loaded.announce(get_logger("keylime.config"))
     settings: VerifierSettings = loaded.settings
@@ -64,7 +69,34 @@ def _run(sources: Sources) -> int:
     log.info("Deprecated API versions: 1.0")
     _raise_file_limit()
     files = prepare_tls(settings, sources)
-    return uvloop.run(run_verifier(settings, server_tls(files), agents_tls(files), servers_tls(files)))
+    contexts = server_tls(files), agents_tls(files), servers_tls(files)
+    count = wanted or settings.workers(len(os.sched_getaffinity(0)))
+    if count == 1:
+        return uvloop.run(run_verifier(settings, *contexts))
+
+    def prepare() -> int:
+        return _explained(lambda: uvloop.run(_prepared(settings)))
+
+    def work(member: Member) -> int:
+        return _explained(lambda: uvloop.run(run_verifier(settings, *contexts, member)))
+
+    crew = Crew(count, work, drain_seconds=settings.shutdown_drain_timeout)
+    return crew.run(settings.ip, settings.port, prepare)
+
+
+async def _prepared(settings: VerifierSettings) -> int:
+    if settings.auto_migrate_db:
+        await migrate(settings)
+    return 0
+
+
+def _explained(run: Callable[[], int]) -> int:
+    """Run a process of its own; a sentence says what stops it for a reason that an operator can mend."""
+    try:
+        return run()
+    except EXPECTED as problem:
+        log.critical("The verifier cannot run: %s", clean(problem, 4096))
+        return 1
 
 
 def _raise_file_limit() -> None:

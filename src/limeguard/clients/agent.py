@@ -47,6 +47,7 @@ class AgentClient:
     def __init__(self, http: HttpClient | PinnedHttp) -> None:
         """Call over this pool, whose bounds hold for every answer."""
         self._http = http
+        self.answer_bytes = 0
 
     async def integrity_quote(
         self, address: AgentAddress, version: str, *, nonce: str, mask: str, partial: bool, ima_entry: int
@@ -69,6 +70,7 @@ class AgentClient:
 
     async def _call(self, method: str, address: AgentAddress, path: str, body: bytes | None = None) -> Answer:
         answer = await self._http.request(method, f"{address.base}{path}", body=body, headers=HEADERS, pin=address.pin)
+        self.answer_bytes += len(answer.body)
         if answer.status != 200:
             raise AgentRefused(
                 answer.status,

@@ -114,6 +114,24 @@ def compile_excludes(patterns: Sequence[str]) -> Excludes:
     return Excludes(tuple(patterns), (*_joined(plain), *guarded))
 
 
+def compile_whole(pattern: str) -> Matcher:
+    """Compile one pattern that the whole of a text must match. Raises PolicyError that says why it cannot be used."""
+    alternatives: list[Matcher] = []
+    try:
+        for conditions, body in _translated(pattern):
+            tests = tuple((wanted, _compiled([part])) for wanted, part in conditions)
+            matcher = _compiled([body], whole=True)
+            alternatives.append(_Guarded(tests, matcher) if tests else matcher)
+    except _NotLinearError as problem:
+        raise PolicyError(f"'{pattern[:200]}': {problem}") from None
+
+    def match(text: str) -> bool:
+        plain = text if text.isascii() else _LONE.sub("\ufffd", text)
+        return any(one(plain) for one in alternatives)
+
+    return match
+
+
 class _NotLinearError(ValueError):
     """A pattern that cannot be used."""
 
@@ -129,14 +147,15 @@ def _joined(bodies: list[str]) -> Iterator[Matcher]:
             yield _compiled([body])
 
 
-def _compiled(bodies: Sequence[str]) -> Matcher:
+def _compiled(bodies: Sequence[str], *, whole: bool = False) -> Matcher:
     options = re2.Options()
     options.max_mem = _MEMORY
     options.log_errors = False
     try:
-        matcher: Matcher = re2.compile("|".join(f"(?:{body})" for body in bodies), options).match
+        compiled = re2.compile("|".join(f"(?:{body})" for body in bodies), options)
     except re2.error as problem:
         raise _NotLinearError(f"Invalid regex: {problem.args[0] if problem.args else problem!s}") from None
+    matcher: Matcher = compiled.fullmatch if whole else compiled.match
     return matcher
 
 

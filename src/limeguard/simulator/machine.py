@@ -144,7 +144,10 @@ class Machine:
     def _list(self, entry: int) -> dict[str, Any]:
         """Return the list from an entry on; from its beginning when it is shorter, as agents do."""
         entry = entry if entry <= self.entries else 0
+        return {"ima_measurement_list": self.lines_from(entry), "ima_measurement_list_entry": entry}
+
+    def lines_from(self, entry: int) -> str:
+        """Return the text of the list from an entry on."""
         base = len(self.boot.lines)
         lines = [*self.boot.lines[entry:], *self.own[max(entry - base, 0) :]]
-        text = "\n".join(lines) + "\n" if lines else ""
-        return {"ima_measurement_list": text, "ima_measurement_list_entry": entry}
+        return "\n".join(lines) + "\n" if lines else ""

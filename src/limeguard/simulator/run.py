@@ -5,57 +5,48 @@ Decides when things happen and what is measured. What machines answer is `machin
 
 import asyncio
 import contextlib
-import json
 import random
 import ssl
 import time
-from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-import msgspec
-
-from limeguard.clients.registrar_enrol import EnrolmentError, RegistrarClient, Target
-from limeguard.crypto.keysplit import registration_auth_tag
+from limeguard.clients.registrar_enrol import EnrolmentError
 from limeguard.policy.runtime import empty_policy_document
-from limeguard.simulator.machine import APPLICATION_PCR, BootList, Machine, digest_of
-from limeguard.simulator.scenario import ATTACKS, Happening, histogram_quantile
+from limeguard.simulator.machine import BootList, Machine, digest_of
+from limeguard.simulator.operator import CONCURRENT, Operator, RefusedError, SimulationError, Site
+from limeguard.simulator.report import Detection, Memory, Report, Rounds
+from limeguard.simulator.scenario import ATTACKS, Happening
 from limeguard.simulator.server import FleetServer, address_of
-from limeguard.web.client import HttpClient, Unreachable
-from limeguard.wire.registrar_agent_v2 import Registration
-from limeguard.wire.verifier_v2 import EnrolmentRequest
 
-API: Final = "2.6"
-POLICY: Final = "simulated-fleet"
-CONCURRENT: Final = 64
-BUCKET: Final = 0.001
-BUCKETS: Final = 60_000
-"""Lateness is counted in milliseconds up to a minute."""
+LOOKS_PER_SECOND: Final = 20.0
+LATER_LOOKS_PER_SECOND: Final = 500.0
+"""How often in all the verifier is asked for attacked machines while it is measured, and afterwards: a thousand of them
+must not be its load."""
 LOOK_SECONDS: Final = 0.05
 DETECTION_PATIENCE: Final = 60.0
 ALL_ASKED_SECONDS: Final = 60.0
+DELETION_SECONDS: Final = 60.0
+SAMPLE_SECONDS: Final = 1.0
+FORGOTTEN_INTERVALS: Final = 3.0
+FORGOTTEN_SECONDS: Final = 2.0
+"""A machine waits too long that was not asked for so many intervals and seconds."""
+NEED_LISTS: Final = frozenset({"measure", "unlisted", "forge"})
 
 Meter = Callable[[], tuple[float, int]]
 """Returns seconds of CPU that the verifier has used so far, and the bytes that it has in memory."""
-
-
-class SimulationError(Exception):
-    """The fleet cannot be simulated; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The servers: the verifier's URL and the operator's TLS context; the registrar's address for nodes, if wanted."""
-
-    verifier: str
-    operator: ssl.SSLContext
-    registrar: Target | None = None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to simulate. `interval` is the verifier's, by which lateness is measured; 0 digests is no IMA at all."""
+    """What to simulate. `interval` is the verifier's, by which lateness is measured; 0 files is no IMA at all.
+
+    With `delete` the machines of an earlier run are deleted first, and those of this one at the end. Without
+    `keep_alive` agents close the connection after each answer: what longer intervals than verifiers keep them come to.
+    """
 
     nodes: int
     seconds: float
@@ -65,39 +56,17 @@ class Plan:
     digests: int = 0
     scenario: tuple[Happening, ...] = ()
     seed: int = 1
+    delete: bool = False
+    keep_alive: bool = True
 
-
-@dataclass(slots=True)
-class Detection:
-    """One attack: how long the verifier took to distrust the node, None when it did not."""
-
-    attack: str
-    agent_id: str
-    seconds: float | None = None
-
-
-@dataclass(slots=True)
-class Report:
-    """What was seen. Seconds, counts, and seconds of CPU."""
-
-    nodes: int = 0
-    registered_per_second: float | None = None
-    enrolled_per_second: float = 0.0
-    all_asked_after: float | None = None
-    seconds: float = 0.0
-    rounds: int = 0
-    lateness: dict[str, float] = field(default_factory=dict)
-    complaints: int = 0
-    simulator_cpu: float = 0.0
-    verifier_cpu: float = 0.0
-    verifier_bytes: int = 0
-    detections: list[Detection] = field(default_factory=list)
-    conditions: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def rounds_per_second(self) -> float:
-        """Rounds that were answered in a second."""
-        return self.rounds / self.seconds if self.seconds else 0.0
+    def problems(self) -> list[str]:
+        """Return why the scenario cannot be played with this plan: nothing when it can."""
+        late = [one for one in self.scenario if one.at >= self.seconds]
+        lists = sorted({one.do for one in self.scenario} & NEED_LISTS) if not self.files else []
+        return [
+            *(f"{one.do} at {one.at:g} s comes after the end: measure for more seconds than that" for one in late),
+            *(f"{what} needs machines with an IMA log: more than 0 files" for what in lists),
+        ]
 
 
 class Simulation:
@@ -107,37 +76,52 @@ class Simulation:
         self, plan: Plan, site: Site, meter: Meter | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Make the machines; nothing listens yet. `meter` tells what the verifier uses."""
-        self._plan, self._site, self._clock = plan, site, clock
+        self.plan, self.site, self.clock = plan, site, clock
         self._meter = meter or (lambda: (0.0, 0))
-        self._random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
+        self.random = random.Random(plan.seed)  # noqa: S311 - which machines a scenario picks is no secret
         names = ("boot_aggregate", *(f"/usr/lib/simulated/file{number}" for number in range(max(plan.files - 1, 0))))
         boot = BootList.of(names if plan.files else ())
         self.machines = [Machine.make(number, boot) for number in range(plan.nodes)]
-        self.server = FleetServer(
-            {address_of(number): machine for number, machine in enumerate(self.machines)}, self._asked, clock
-        )
-        self._buckets = [0] * (BUCKETS + 1)
+        at = {address_of(number): machine for number, machine in enumerate(self.machines)}
+        self.server = FleetServer(at, self._asked, clock, keep_alive=plan.keep_alive)
+        self._rounds = Rounds()
         self._counting = False
-        self._rounds = 0
         self._never_asked = plan.nodes
         self._all_asked = asyncio.Event()
-        self._http: HttpClient | None = None
+        self._ended = asyncio.Event()
+        self._errors: Counter[str] = Counter()
+        self._empty = 0
+        self._memory: list[int] = []
+        self._attacked: set[str] = set()
+        self._watched = 0
+        self._doing: Callable[[], str] = lambda: "starting"
         self.report = Report(nodes=plan.nodes)
+
+    @property
+    def progress(self) -> str:
+        """What is being done just now, for people."""
+        return self._doing()
 
     # --- what the server tells ---------------------------------------------------------------------------------------
 
     def _asked(self, machine: Machine) -> float:
-        now = self._clock()
-        before, machine.asked_at = machine.asked_at, now
-        if before is None:
-            self._never_asked -= 1
-            if not self._never_asked:
-                self._all_asked.set()
+        now, delay = self.clock(), machine.behaviour.delay
+        # The verifier's interval begins when the answer has gone out.
+        before, machine.asked_at = machine.asked_at, now + delay
+        self.count(None if before is None else max(now - before - self.plan.interval, 0.0))
+        return delay
+
+    def count(self, late: float | None) -> None:
+        """Count a round that came so late; None for a machine's first."""
+        if late is None:
+            self._not_waited_for(1)
         elif self._counting:
-            self._rounds += 1
-            late = max(now - before - self._plan.interval, 0.0)
-            self._buckets[min(int(late / BUCKET), BUCKETS)] += 1
-        return machine.behaviour.delay
+            self._rounds.add(self.clock(), late)
+
+    def _not_waited_for(self, machines: int) -> None:
+        self._never_asked -= machines
+        if self._never_asked <= 0:
+            self._all_asked.set()
 
     # --- the run -----------------------------------------------------------------------------------------------------
 
@@ -146,76 +130,119 @@ class Simulation:
 
         Raises SimulationError.
         """
-        self._http = HttpClient(self._site.operator, timeout=60.0, max_answer=1 << 28, connections=CONCURRENT)
+        if problems := self.plan.problems():
+            raise SimulationError("; ".join(problems))
+        operator = Operator(self.site)
         try:
-            await self.server.start(agents)
-            await self._register(certificate)
-            await self._enrol(certificate)
-            await self._play()
-            self.report.conditions = await self._conditions()
+            await self.begin(agents)
+            self._empty = self._meter()[1]
+            if self.plan.delete:
+                await self._delete(operator)
+            await self._register(operator, certificate)
+            await self._enrol(operator, certificate)
+            await self._play(operator)
+            if self.plan.delete:
+                await self._delete(operator)
         except OSError as problem:
             raise SimulationError(f"The simulated agents cannot be served: {problem}") from None
         finally:
-            await self.server.stop()
-            await self._http.close()
-        self.report.complaints = self.server.complaints
+            await self.end()
+            await operator.close()
+        self._add_errors()
         return self.report
 
-    async def _register(self, certificate: str) -> None:
-        if self._site.registrar is None:
+    async def begin(self, agents: ssl.SSLContext) -> None:
+        """Let the machines be asked."""
+        await self.server.start(agents)
+
+    def enrolled(self, machine: Machine) -> None:
+        """Note that the verifier took a machine."""
+
+    async def end(self) -> None:
+        """Let nobody be asked any more."""
+        await self.server.stop()
+
+    def _add_errors(self) -> None:
+        complaints, report = self.server.complaints, self.report
+        report.complaints = complaints.total()
+        refused = {f"refused: {kind}": count for kind, count in complaints.items()}
+        answers = {f"answered: {kind}": count for kind, count in report.refusals.items()}
+        report.errors = {**self._errors, **refused, **answers}
+
+    async def _delete(self, operator: Operator) -> None:
+        there = list(await operator.conditions())
+        await self._each("deleting", there, operator.delete)
+        end = self.clock() + DELETION_SECONDS
+        while there and self.clock() < end:  # a node is gone when the running request to it has ended
+            await asyncio.sleep(LOOK_SECONDS)
+            there = list(await operator.conditions())
+
+    async def _register(self, operator: Operator, certificate: str) -> None:
+        if not operator.registers:
             return
-        client = RegistrarClient(self._site.registrar)
 
         async def register(machine: Machine) -> None:
-            node = machine.node
-            registration = Registration(
-                ek_public=node.ek.public_2b,
-                ek_certificates="",
-                ak_public=node.ak.public_2b,
-                server_certificate=certificate,
-                ip=address_of(machine.number),
-                port=self.server.port,
-            )
-            challenge = await client.register(API, machine.agent_id, registration)
-            await client.activate(
-                API, machine.agent_id, registration_auth_tag(node.activate(challenge), machine.agent_id)
-            )
+            try:
+                await operator.register(machine, self.server.port, certificate)
+            except EnrolmentError as problem:
+                kind = f"registration: {problem.status or 'no answer'}"
+                raise RefusedError(kind, f"The registrar did not take {machine.agent_id}: {problem}") from None
 
-        began = self._clock()
-        try:
-            await _each(self.machines, register)
-        except EnrolmentError as problem:
-            raise SimulationError(f"The registrar did not take the fleet: {problem}") from None
-        finally:
-            await client.close()
-        self.report.registered_per_second = self._plan.nodes / (self._clock() - began)
+        self.report.registered_per_second = await self._each("registering", self.machines, register)
 
-    async def _enrol(self, certificate: str) -> None:
-        if self._plan.files:
-            text = json.dumps(self._policy())
-            body = {"runtime_policy": b64encode(text.encode()).decode()}
-            status, said = await self._ask("POST", f"/v{API}/allowlists/{POLICY}", body)
-            if status == 409:
-                status, said = await self._ask("PUT", f"/v{API}/allowlists/{POLICY}", body)
-            if status != 201:
-                raise SimulationError(f"The verifier did not take the policy: {status} {said}")
+    async def _enrol(self, operator: Operator, certificate: str) -> None:
+        with_policy = self.plan.files > 0
+        if with_policy:
+            await operator.store_policy(self._policy())
 
         async def enrol(machine: Machine) -> None:
-            body = self._enrolment(machine, address_of(machine.number), certificate)
-            status, said = await self._ask("POST", f"/v{API}/agents/{machine.agent_id}", body)
-            if status != 200:
-                raise SimulationError(f"The verifier did not take {machine.agent_id}: {status} {said}")
+            try:
+                await operator.enrol(machine, self.server.port, certificate, with_policy=with_policy)
+            except RefusedError:
+                self._not_waited_for(1)
+                raise
+            self.enrolled(machine)
 
-        began = self._clock()
-        await _each(self.machines, enrol)
-        self.report.enrolled_per_second = self._plan.nodes / (self._clock() - began)
+        began = self.clock()
+        self.report.enrolled_per_second = await self._each("enrolling", self.machines, enrol)
+        self._doing = lambda: f"waiting until all are asked, {self._never_asked:,} left"
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_asked.wait(), ALL_ASKED_SECONDS)
-            self.report.all_asked_after = self._clock() - began
+            self.report.all_asked_after = self.clock() - began
+
+    async def _each(self, doing: str, things: Sequence[T], work: Callable[[T], Awaitable[None]]) -> float:
+        """Do the work for each, some at a time; return how many were done in a second.
+
+        Single refusals are counted. Raises SimulationError when nothing was done.
+        """
+        left, began, done, last = iter(things), self.clock(), 0, None
+        self._doing = lambda: f"{doing}, {done:,} of {len(things):,}"
+
+        async def worker() -> None:
+            nonlocal done, last
+            for thing in left:
+                try:
+                    await work(thing)
+                except RefusedError as problem:
+                    self._errors[problem.kind] += 1
+                    last = problem
+                    if not done and self._errors[problem.kind] >= CONCURRENT:
+                        raise
+                else:
+                    done += 1
+
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = [asyncio.create_task(worker()) for _ in range(min(CONCURRENT, len(things)))]
+            for task in tasks:
+                stack.callback(task.cancel)
+            await asyncio.gather(*tasks)
+        if last is not None and not done:
+            raise last
+        return done / max(self.clock() - began, 1e-9)
 
     def _policy(self) -> dict[str, Any]:
         """Return the policy: what machines measure at their start, what they may run later, and more to fill it."""
-        plan, document = self._plan, empty_policy_document()
+        plan, document = self.plan, empty_policy_document()
         digests = document["digests"]
         for name in self.machines[0].boot.names:
             digests[name] = [digest_of(name)]
@@ -226,71 +253,86 @@ class Simulation:
             digests[name] = [digest_of(name)]
         return document
 
-    def _enrolment(self, machine: Machine, address: str, certificate: str) -> EnrolmentRequest:
-        mask = 1 << APPLICATION_PCR
-        return EnrolmentRequest(
-            cloudagent_ip=address,
-            cloudagent_port=self.server.port,
-            tpm_policy=json.dumps({str(APPLICATION_PCR): ["00" * 32], "mask": hex(mask)}),
-            verifier_ip="127.0.0.1",
-            verifier_port=8881,
-            runtime_policy="",
-            runtime_policy_name=POLICY if self._plan.files else "",
-            runtime_policy_key="",
-            mb_policy=None,
-            mb_policy_name="",
-            ima_sign_verification_keys="",
-            metadata="{}",
-            revocation_key="",
-            accept_tpm_hash_algs=("sha256",),
-            accept_tpm_encryption_algs=("ecc",),
-            accept_tpm_signing_algs=("ecdsa",),
-            ak_tpm=b64encode(machine.node.ak.public_2b).decode(),
-            mtls_cert=certificate,
-            supported_version=API,
+    # --- what happens ------------------------------------------------------------------------------------------------
+
+    async def _play(self, operator: Operator) -> None:
+        plan, report, server = self.plan, self.report, self.server
+        self._doing = lambda: f"warming up for {plan.warm_up:g} s"
+        await asyncio.sleep(plan.warm_up)
+        began, own, (cpu, size) = self.clock(), time.process_time(), self._meter()
+        counted = server.connections_made, server.bytes_in, server.bytes_out, server.notices
+        self._memory, self._counting = [size], True
+        self._doing = lambda: self._measuring(began)
+        sampling = asyncio.create_task(self._sample())
+        try:
+            watching = await self._happen_all(operator, began)
+            await asyncio.sleep(max(began + plan.seconds - self.clock(), 0.0))
+        finally:
+            self._counting = False
+            sampling.cancel()
+        report.seconds = self.clock() - began
+        report.simulator_cpu = time.process_time() - own
+        after, report.verifier_bytes = self._meter()
+        report.verifier_cpu = after - cpu
+        report.memory = Memory.of(self._empty, [*self._memory, report.verifier_bytes])
+        report.connections = server.connections_made - counted[0]
+        report.bytes_asked, report.bytes_answered = server.bytes_in - counted[1], server.bytes_out - counted[2]
+        report.notices = server.notices - counted[3]
+        report.rounds, report.lateness = self._rounds.count, self._rounds.lateness()
+        report.busiest_second = self._rounds.busiest_second
+        report.waiting = self._waiting()
+        self._ended.set()
+        self._doing = lambda: f"looking for {self._watched} attacked machines that are not distrusted yet"
+        await asyncio.gather(*watching)
+        try:
+            report.conditions = dict(Counter((await operator.conditions()).values()))
+        except RefusedError as problem:
+            self._errors[f"question: {problem.kind}"] += 1
+
+    def _measuring(self, began: float) -> str:
+        passed = max(self.clock() - began, 0.1)
+        attacked = f", {self._watched} attacked not found yet" if self._watched else ""
+        rate = self._rounds.count / passed
+        return f"measuring, {passed:.0f} of {self.plan.seconds:g} s: {rate:,.0f} rounds/s{attacked}"
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            self._memory.append(self._meter()[1])
+
+    def _waiting(self) -> int:
+        """Return how many machines were not asked for long, though they answer and nobody attacked them."""
+        now, plan = self.clock(), self.plan
+        longest = FORGOTTEN_INTERVALS * plan.interval + FORGOTTEN_SECONDS
+        return sum(
+            1
+            for one in self.machines
+            if one.asked_at is not None
+            and now - one.asked_at > longest
+            and one.agent_id not in self._attacked
+            and one.behaviour.offline_until < now - longest
         )
 
-    async def _play(self) -> None:
-        plan = self._plan
-        if plan.warm_up:
-            await asyncio.sleep(plan.warm_up)
-        began, cpu, (before, _) = self._clock(), time.process_time(), self._meter()
-        self._counting = True
+    async def _happen_all(self, operator: Operator, began: float) -> list[asyncio.Task[None]]:
         watching: list[asyncio.Task[None]] = []
-        for happening in plan.scenario:
-            if happening.at >= plan.seconds:
-                break
-            await asyncio.sleep(max(began + happening.at - self._clock(), 0.0))
-            watching += self._happen(happening)
-        await asyncio.sleep(max(began + plan.seconds - self._clock(), 0.0))
-        self._counting = False
-        self.report.seconds = self._clock() - began
-        self.report.simulator_cpu = time.process_time() - cpu
-        after, self.report.verifier_bytes = self._meter()
-        self.report.verifier_cpu = after - before
-        self.report.rounds = self._rounds
-        self.report.lateness = {
-            name: histogram_quantile(self._buckets, part, BUCKET)
-            for name, part in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
-        }
-        await asyncio.gather(*watching)
+        for happening in self.plan.scenario:
+            await asyncio.sleep(max(began + happening.at - self.clock(), 0.0))
+            watching += self._happen(operator, happening)
+        return watching
 
-    def _happen(self, happening: Happening) -> list[asyncio.Task[None]]:
+    def _happen(self, operator: Operator, happening: Happening) -> list[asyncio.Task[None]]:
         """Let it happen to machines that nothing bad has happened to yet; return who waits for their detection."""
         healthy = [machine for machine in self.machines if machine.agent_id not in self._attacked]
-        chosen = self._random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
+        chosen = self.random.sample(healthy, min(happening.nodes(len(self.machines)), len(healthy)))
         watching = []
         for machine in chosen:
             self._change(machine, happening)
             if happening.do in ATTACKS:
+                self._attacked.add(machine.agent_id)
                 detection = Detection(happening.do, machine.agent_id)
                 self.report.detections.append(detection)
-                watching.append(asyncio.create_task(self._watch(detection)))
+                watching.append(asyncio.create_task(self._watch(operator, detection)))
         return watching
-
-    @property
-    def _attacked(self) -> set[str]:
-        return {detection.agent_id for detection in self.report.detections}
 
     def _change(self, machine: Machine, happening: Happening) -> None:
         match happening.do:
@@ -298,42 +340,39 @@ class Simulation:
                 for number in range(happening.files):
                     machine.measure(_later(number))
             case "offline":
-                machine.behaviour.offline_until = self._clock() + happening.seconds
+                machine.behaviour.offline_until = self.clock() + happening.seconds
             case "latency":
                 machine.behaviour.delay = happening.seconds
             case _:
                 _DEEDS[happening.do](machine)
 
-    async def _watch(self, detection: Detection) -> None:
-        began = self._clock()
-        while self._clock() < began + DETECTION_PATIENCE:
-            _, view = await self._ask("GET", f"/limeguard/v1/nodes/{detection.agent_id}")
-            if isinstance(view, dict) and view.get("condition") == "distrusted":
-                detection.seconds = self._clock() - began
-                return
-            await asyncio.sleep(LOOK_SECONDS)
-
-    async def _conditions(self) -> dict[str, int]:
-        status, found = await self._ask("GET", "/limeguard/v1/nodes")
-        counts: dict[str, int] = {}
-        views = found.get("nodes", []) if status == 200 and isinstance(found, dict) else []
-        for view in views:
-            if str(view.get("id", "")).startswith("simulated-"):
-                counts[view["condition"]] = counts.get(view["condition"], 0) + 1
-        return counts
-
-    async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        assert self._http is not None  # noqa: S101 - `run` made it
-        data = None if body is None else msgspec.json.encode(body)
-        headers = {} if data is None else {"Content-Type": "application/json"}
+    async def _watch(self, operator: Operator, detection: Detection) -> None:
+        """Look until the machine is distrusted. It counts when the verifier found it, not when we looked."""
+        began, at = self.clock(), time.time()
+        self._watched += 1
         try:
-            answer = await self._http.request(method, self._site.verifier + path, body=data, headers=headers)
-        except Unreachable as problem:
-            raise SimulationError(f"The verifier cannot be reached: {problem}") from None
-        try:
-            return answer.status, json.loads(answer.body or b"null")
-        except ValueError:
-            return answer.status, answer.body.decode("utf-8", "replace")
+            while (passed := self.clock() - began) < DETECTION_PATIENCE:
+                try:
+                    condition, found_at = await operator.condition(detection.agent_id)
+                except RefusedError as problem:
+                    self._errors[f"question: {problem.kind}"] += 1
+                    condition, found_at = "", None
+                if condition == "distrusted":
+                    passed = self.clock() - began
+                    detection.seconds = found_at - at if found_at and 0 <= found_at - at <= passed else passed
+                    return
+                await self._pause_between_looks()
+        finally:
+            self._watched -= 1
+
+    async def _pause_between_looks(self) -> None:
+        looks = LATER_LOOKS_PER_SECOND if self._ended.is_set() else LOOKS_PER_SECOND
+        pause = max(LOOK_SECONDS, self._watched / looks) * self.random.uniform(0.5, 1.5)
+        if self._ended.is_set():
+            await asyncio.sleep(pause)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), pause)
 
 
 _DEEDS: Final[dict[str, Callable[[Machine], None]]] = {
@@ -353,19 +392,3 @@ def _later(number: int) -> str:
 
 def _files_later(scenario: Iterable[Happening]) -> int:
     return max((one.files for one in scenario if one.do == "measure"), default=0)
-
-
-async def _each(machines: list[Machine], work: Callable[[Machine], Awaitable[None]]) -> None:
-    """Do the work for each machine, some at a time. The first failure ends it."""
-    left = iter(machines)
-
-    async def worker() -> None:
-        for machine in left:
-            await work(machine)
-
-    tasks = [asyncio.create_task(worker()) for _ in range(CONCURRENT)]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -7,6 +7,7 @@
 ```
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -64,8 +65,12 @@ def _problems(one: object, number: int) -> Iterator[str]:
         yield f"{place}: `at` is missing"
     for name in ("at", "seconds", "files"):
         value = one.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             yield f"{place}: {name} is not a number from 0 on"
+        elif name == "files" and value != int(value):
+            yield f"{place}: files is a whole number"
+    if one.get("do") == "offline" and not one.get("seconds"):
+        yield f"{place}: `seconds` says how long it is offline"
     nodes = one.get("nodes", 1)
     if _nodes(nodes) is None:
         yield f"{place}: nodes is a whole number above 0, or a part such as 10%"

@@ -5,13 +5,15 @@ uniqueness rule spoke); everything else is a bug of ours and passes through.
 """
 
 import asyncio
+import functools
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import alembic.command
 import alembic.config
@@ -28,6 +30,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateTable
 
 ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -45,6 +49,10 @@ _ONE_MIGRATION = threading.Lock()
 """Alembic keeps what it is doing in globals of the process."""
 _MIGRATION_LOCK = 0x6C696D65
 """Key of the advisory lock that keeps the migrations of several processes apart; any constant."""
+
+
+_MIGRATION_NAME = "limeguard"
+_MIGRATION_SECONDS = 60
 
 
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the world
@@ -108,6 +116,23 @@ def _listen_sqlite(engine: AsyncEngine) -> None:
 
 
 SQLITE_CONNECTIONS: Final = 5
+PULSE_SECONDS: Final = 1.0
+PULSE_PATIENCE: Final = 2.0
+MYSQL: Final = ("mysql", "mariadb")
+
+
+@compiles(CreateTable, *MYSQL)
+def _create_table(element: CreateTable, compiler: Any, **named: Any) -> str:
+    """Compare texts to the letter, as other databases do: ids that differ in case or in a blank are two nodes."""
+    collation = "utf8mb4_nopad_bin" if compiler.dialect.is_mariadb else "utf8mb4_0900_bin"
+    statement: str = compiler.visit_create_table(element, **named)
+    return f"{statement.rstrip()} CHARACTER SET utf8mb4 COLLATE {collation}"
+
+
+@compiles(sa.Text, *MYSQL)
+def _text(_element: sa.Text, _compiler: Any, **_named: Any) -> str:
+    """Have room for whatever a column without a bound may hold; MySQL's TEXT ends at 64 KiB."""
+    return "LONGTEXT"
 
 
 class Database:
@@ -129,8 +154,15 @@ class Database:
             self.engine = create_async_engine(self.url, connect_args={"timeout": BUSY_SECONDS}, **kept)
             _listen_sqlite(self.engine)
         else:
+            # MySQL would lock the places of rows that are not there, and let two inserts wait for each other.
+            isolation = {"isolation_level": "READ COMMITTED"} if self.dialect in MYSQL else {}
             self.engine = create_async_engine(
-                self.url, pool_size=pool_size, max_overflow=overflow, pool_pre_ping=True, pool_timeout=BUSY_SECONDS
+                self.url,
+                pool_size=pool_size,
+                max_overflow=overflow,
+                pool_pre_ping=True,
+                pool_timeout=BUSY_SECONDS,
+                **isolation,
             )
 
     @asynccontextmanager
@@ -162,16 +194,64 @@ class Database:
         while not _ONE_MIGRATION.acquire(blocking=False):  # noqa: ASYNC110 - the other may be of another event loop
             await asyncio.sleep(0.01)
         try:
-            async with self.transaction() as connection:
+            async with self._migration_turn(), self.transaction() as connection:
                 if self.dialect == "postgresql":
                     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 await connection.run_sync(_upgrade, component)
         finally:
             _ONE_MIGRATION.release()
 
+    @asynccontextmanager
+    async def _migration_turn(self) -> AsyncIterator[None]:
+        """Keep others from migrating until the transaction has ended, where no lock of its own does that."""
+        if self.dialect not in MYSQL:
+            yield
+            return
+        async with self.reading() as connection:
+            await connection.execute(sa.select(sa.func.get_lock(_MIGRATION_NAME, _MIGRATION_SECONDS)))
+            try:
+                yield
+            finally:
+                await connection.execute(sa.select(sa.func.release_lock(_MIGRATION_NAME)))
+
+    def clock(self) -> sa.ColumnElement[float]:
+        """Return the seconds since 1970 as an expression: by the database's clock where several hosts may ask."""
+        if self.dialect == "sqlite":
+            return sa.literal(time.time(), sa.Double)
+        if self.dialect == "postgresql":
+            return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+        return sa.cast(sa.func.unix_timestamp(sa.func.now(6)), sa.Double)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+class Pulse:
+    """Whether the database answers, asked at most once in a second however often somebody wants to know."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        """Ask this database."""
+        self._database, self._clock = database, clock
+        self._lock = asyncio.Lock()
+        self._asked_at: float | None = None
+        self._answered = True
+
+    async def beats(self) -> bool:
+        """Return whether it answered a moment ago, or does so now in time."""
+        async with self._lock:
+            if self._asked_at is None or self._clock() >= self._asked_at + PULSE_SECONDS:
+                self._answered = await self._ask()
+                self._asked_at = self._clock()
+            return self._answered
+
+    async def _ask(self) -> bool:
+        try:
+            async with asyncio.timeout(PULSE_PATIENCE), self._database.reading() as connection:
+                await connection.execute(sa.select(sa.literal(1)))
+        except (StoreUnavailable, TimeoutError):
+            return False
+        return True
 
 
 def _upgrade(connection: Connection, component: str) -> None:
@@ -190,6 +270,36 @@ def _words(error: BaseException) -> str:
     """Return the first line of what the driver or the server said; statements and parameters are not in it."""
     origin = getattr(error, "orig", None) or error
     return str(origin.__cause__ or origin).partition("\n")[0] or type(error).__name__
+
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def uncancelled(
+    method: Callable[Arguments, Coroutine[Any, Any, Answer]],
+) -> Callable[Arguments, Coroutine[Any, Any, Answer]]:
+    """Have a transaction end by itself when its caller is cancelled.
+
+    One that is broken off in the middle may keep SQLite's one write lock for as long as this process lives.
+    """
+
+    @functools.wraps(method)
+    async def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        task = asyncio.ensure_future(method(*arguments, **named))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_looked_at)
+            raise
+
+    return run
+
+
+def _looked_at(task: "asyncio.Future[Any]") -> None:
+    """Take note of how a task ended that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class _faults:  # noqa: N801 - reads as a statement

@@ -13,7 +13,10 @@ from limeguard.store.database import Conflict, Database, StoreUnavailable
 MAX_ROWS: Final = 500
 """Rows in one transaction."""
 
-Waiting = tuple[dict[str, Any], asyncio.Future[None]]
+Row = dict[str, Any]
+Beside = tuple[sa.Table, Row]
+"""A row of another table that goes in with the first, or not at all."""
+Waiting = tuple[Row, Beside | None, asyncio.Future[None]]
 
 
 class GroupInsert:
@@ -26,10 +29,10 @@ class GroupInsert:
         self._waiting: list[Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def add(self, row: dict[str, Any]) -> None:
-        """Insert one row and return when it is committed. Raises Conflict, StoreUnavailable."""
+    async def add(self, row: Row, beside: Beside | None = None) -> None:
+        """Insert one row, and one beside it, and return when it is committed. Raises Conflict, StoreUnavailable."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((row, done))
+        self._waiting.append((row, beside, done))
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         await asyncio.shield(done)
@@ -49,7 +52,7 @@ class GroupInsert:
     async def _insert_all(self, batch: list[Waiting]) -> None:
         problem: Exception | None = None
         try:
-            await self._insert([row for row, _ in batch])
+            await self._insert(batch)
         except Conflict as conflict:
             if len(batch) > 1:
                 for one in batch:
@@ -60,14 +63,20 @@ class GroupInsert:
             problem = fault
         _settle(batch, problem)
 
-    async def _insert(self, rows: list[dict[str, Any]]) -> None:
+    async def _insert(self, batch: list[Waiting]) -> None:
+        others: dict[sa.Table, list[Row]] = {}
+        for _, beside, _ in batch:
+            if beside is not None:
+                others.setdefault(beside[0], []).append(beside[1])
         async with self._database.transaction() as connection:
-            await connection.execute(self._table.insert(), rows)
+            await connection.execute(self._table.insert(), [row for row, _, _ in batch])
+            for table, rows in others.items():
+                await connection.execute(table.insert(), rows)
 
 
 def _settle(batch: list[Waiting], problem: Exception | None) -> None:
     """Tell those who still wait; who was told before keeps what they heard."""
-    for _, done in batch:
+    for _, _, done in batch:
         if done.done():
             continue
         if problem is None:

@@ -14,6 +14,8 @@ def run() -> None:
         # SQLite changes a table by copying it
         render_as_batch=connection.dialect.name == "sqlite",
         transactional_ddl=False,
+        # MySQL warns that it gives primary keys no names
+        version_table_pk=connection.dialect.name not in {"mysql", "mariadb"},
     )
     with context.begin_transaction():
         context.run_migrations()

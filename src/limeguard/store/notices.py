@@ -1,7 +1,7 @@
 """The outbox: notices that are to be delivered, as rows that were committed with the change of trust they tell of."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 
 import sqlalchemy as sa
@@ -49,20 +49,29 @@ async def insert_notices(connection: AsyncConnection, verifier_id: str, batch: S
 class Outbox:
     """The notices of one verifier. Every method may raise StoreUnavailable."""
 
-    def __init__(self, database: Database, verifier_id: str) -> None:
-        """Work on the rows of `verifier_id`."""
+    def __init__(self, database: Database, verifier_id: str, channels: Collection[str] | None = None) -> None:
+        """Work on the rows of `verifier_id`, or on those for `channels` alone."""
+        self._channels = channels
         self._database = database
         self._verifier_id = verifier_id
 
-    async def claim(self, now: float, until: float, limit: int) -> list[Waiting]:
-        """Return notices that are due, oldest first; nobody else gets them before `until`."""
+    async def claim(
+        self, now: float, until: float, limit: int, *, only: str = "", without: Sequence[str] = ()
+    ) -> list[Waiting]:
+        """Return notices that are due, oldest first; nobody else gets them before `until`.
+
+        Those of the channel `only`, if one is named, and none of the channels `without`.
+        """
         table = notices.c
         query = (
             sa.select(table.id, table.channel, table.agent_id, table.message, table.attempts, table.signing_key)
             .where(table.verifier_id == self._verifier_id, table.next_at <= now)
+            .where(table.channel == only if only else table.channel.not_in(without))
             .order_by(table.id)
             .limit(limit)
         )
+        if self._channels is not None:
+            query = query.where(table.channel.in_(sorted(self._channels)))
         async with self._database.reading() as connection:
             if (await connection.execute(query.limit(1))).first() is None:
                 return []
@@ -76,10 +85,17 @@ class Outbox:
             for row in rows
         ]
 
-    async def delivered(self, waiting: Waiting) -> None:
-        """Forget a notice."""
+    async def delivered(self, waiting: Sequence[Waiting]) -> None:
+        """Forget notices."""
         async with self._database.transaction() as connection:
-            await connection.execute(notices.delete().where(notices.c.id == waiting.id))
+            await connection.execute(notices.delete().where(notices.c.id.in_([one.id for one in waiting])))
+
+    async def depth(self) -> int:
+        """Return how many notices there are that will be tried again."""
+        count = sa.select(sa.func.count()).select_from(notices)
+        mine = count.where(notices.c.verifier_id == self._verifier_id, notices.c.next_at.is_not(None))
+        async with self._database.reading() as connection:
+            return int((await connection.execute(mine)).scalar_one())
 
     async def failed(self, waiting: Waiting, next_at: float | None) -> None:
         """Note a try that failed; without another one the row stays for people to look at."""

@@ -27,6 +27,7 @@ nodes = sa.Table(
     sa.Column("has_runtime_policy", sa.Boolean, nullable=False),
     sa.Column("runtime_policy_name", sa.String(255), index=True),
     sa.Column("ima_keys", sa.Text),
+    sa.Column("mb_policy_name", sa.String(255), index=True),
     sa.Column("accept_tpm_hash_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_encryption_algs", sa.Text, nullable=False),
     sa.Column("accept_tpm_signing_algs", sa.Text, nullable=False),
@@ -76,6 +77,16 @@ runtime_policies = sa.Table(
     sa.Column("updated_at", sa.Double, nullable=False),
 )
 
+boot_policies = sa.Table(
+    "limeguard_boot_policies",
+    metadata,
+    sa.Column("name", sa.String(255), primary_key=True),
+    # The text as it was uploaded; NULL where the upload said null.
+    sa.Column("text", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")),
+    sa.Column("checksum", sa.String(64), nullable=False),
+    sa.Column("updated_at", sa.Double, nullable=False),
+)
+
 notices = sa.Table(
     "limeguard_notices",
     metadata,
@@ -89,4 +100,39 @@ notices = sa.Table(
     # When the next try is due; NULL for a notice that was given up.
     sa.Column("next_at", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),
+)
+
+workers = sa.Table(
+    "limeguard_workers",
+    metadata,
+    # One process that supervises, until it leaves or the database's clock passes `expires_at`.
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False, index=True),
+    # Machine and process, so that a death is seen at once by those who live beside it.
+    sa.Column("place", sa.String(100), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    # One that hands its nodes over is not counted when shares are.
+    sa.Column("leaving", sa.Boolean, nullable=False),
+)
+
+leases = sa.Table(
+    "limeguard_leases",
+    metadata,
+    sa.Column("verifier_id", sa.String(100), primary_key=True),
+    sa.Column("partition", sa.SmallInteger, primary_key=True, autoincrement=False),
+    # Grows with each owner: a write under an older one is refused.
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("owner", sa.String(36), index=True),
+)
+
+changes = sa.Table(
+    "limeguard_changes",
+    metadata,
+    # Nodes that somebody else than their owner has changed; the owner removes a line when it goes by the change.
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False),
+    sa.Column("partition", sa.SmallInteger, nullable=False),
+    sa.Column("agent_id", sa.String(80), nullable=False),
+    sa.Index("ix_limeguard_changes_partition", "verifier_id", "partition"),
 )

@@ -15,13 +15,17 @@ from limeguard.web.client import HttpClient
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the settings say, apart from addresses. Sizes in bytes, `max_payload_size` in characters of base64."""
+    """What the settings say, apart from addresses. Sizes in bytes, `max_payload_size` in characters of base64.
+
+    `default_boot_policy` is the file that `--mb-policy default` stands for, "" for none.
+    """
 
     accept: AcceptLists
     ek: EkRules
     retry: Retry
     max_payload_size: int
     agent_tls: bool
+    default_boot_policy: str = ""
 
 
 @dataclass(slots=True)

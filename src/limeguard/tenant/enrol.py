@@ -77,7 +77,7 @@ async def _enrol(context: Context, *, replace: bool) -> int:
 async def _policies(context: Context) -> Policies:
     url = context.request.runtime_policy_url
     downloaded = await download(url, context) if url else None
-    return prepare(context.request, PolicyFiles(downloaded), context.report)
+    return prepare(context.request, PolicyFiles(downloaded, context.rules.default_boot_policy), context.report)
 
 
 async def _enrol_unseen(

@@ -23,6 +23,7 @@ MAX_POLICY = 64 * 1024 * 1024
 
 IMA_PCR = 10
 BOOT_PCRS = frozenset(range(16)) - {IMA_PCR}
+DEFAULT_BOOT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,14 @@ class Policies:
 
 @dataclass(frozen=True, slots=True)
 class PolicyFiles:
-    """What was fetched for the options beforehand: the runtime policy of `--runtime-policy-url`."""
+    """What the options mean that name no file themselves.
+
+    `downloaded` is the runtime policy of `--runtime-policy-url`, `default_boot` the file of the measured boot policy
+    that is called `default`, "" for none.
+    """
 
     downloaded: bytes | None = None
+    default_boot: str = ""
 
 
 def prepare(request: Request, files: PolicyFiles, report: Report) -> Policies:
@@ -63,7 +69,7 @@ def prepare(request: Request, files: PolicyFiles, report: Report) -> Policies:
         runtime=runtime,
         runtime_name=request.runtime_policy_name or request.allowlist_name or "",
         runtime_key=key,
-        boot=_boot_policy(request),
+        boot=_boot_policy(request, files),
         boot_name=request.mb_policy_name or "",
         ima_keys=_ima_keys(request),
     )
@@ -163,12 +169,12 @@ def _check_sum(content: bytes, expected: str | None) -> None:
         raise TenantError(f"Checksum of runtime policy does not match! Expected {expected}, Calculated {calculated}")
 
 
-def _boot_policy(request: Request) -> str | None:
+def _boot_policy(request: Request, files: PolicyFiles) -> str | None:
     if request.mb_policy is None:
         return None
-    where = request.mb_policy
-    if where in {"", "default"}:
-        raise TenantError("--mb-policy has to name a file: the setting mb_refstate is not used by this version")
+    where = files.default_boot if request.mb_policy == DEFAULT_BOOT else request.mb_policy
+    if not where:
+        raise TenantError("--mb-policy has to name a file, or default where the setting mb_refstate names one")
     try:
         return json.dumps(json.loads(read_bounded(Path(where), MAX_POLICY, "Measured boot policy")))
     except (ValueError, RecursionError) as problem:

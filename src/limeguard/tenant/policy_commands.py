@@ -83,7 +83,8 @@ def _segment(name: str) -> str:
 async def _body(context: Context, kind: Kind) -> bytes:
     request = context.request
     url = request.runtime_policy_url
-    policies = prepare(request, PolicyFiles(await download(url, context) if url else None), context.report)
+    downloaded = await download(url, context) if url else None
+    policies = prepare(request, PolicyFiles(downloaded, context.rules.default_boot_policy), context.report)
     if kind is BOOT:
         if policies.boot is None:
             raise TenantError("--mb-policy is required: it names the file of the policy")

@@ -77,6 +77,7 @@ def rules_of(settings: TenantSettings, environment: Mapping[str, str]) -> Rules:
         retry=Retry(settings.max_retries, settings.retry_interval, settings.exponential_backoff),
         max_payload_size=settings.max_payload_size,
         agent_tls=settings.enable_agent_mtls,
+        default_boot_policy=settings.mb_refstate,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from limeguard.settings import Component, Loaded, Sources, TlsFiles, load
 from limeguard.settings import common as shared
 from limeguard.settings.kinds import ADDRESS, BOOLEAN, EXACT_TEXT, LIST, PORT, TEXT, TRUSTED, integer, number
-from limeguard.settings.options import Clash, mask_all, not_yet, option
+from limeguard.settings.options import Clash, mask_all, option
 from limeguard.settings.sources import WORK_DIR
 from limeguard.settings.tls import GENERATE, Role, ca_files, identity, tls_directory, trust_cautions, trust_clashes
 
@@ -52,6 +52,9 @@ class TenantSettings:
     request_timeout: float = option(number(0.1), "60", "Seconds that one request may take in all.")
     require_ek_cert: bool = option(BOOLEAN, "True", "Refuse nodes whose TPM shows no certificate from its maker.")
     ek_check_script: str = option(TEXT, "", "Program that is asked about the EK and its certificate; empty is none.")
+    mb_refstate: str = option(
+        TEXT, "", "File with the measured boot policy that `--mb-policy default` stands for; empty is none."
+    )
     work_dir: Path = WORK_DIR
 
     @property
@@ -102,13 +105,7 @@ def _cautions(settings: TenantSettings) -> Iterator[Clash]:
         yield "accept_tpm_hash_algs", "SHA-1 is broken; take it off the list when no node needs it"
 
 
-TENANT = Component(
-    "tenant",
-    TenantSettings,
-    not_yet([("mb_refstate", TEXT, "")], "boot logs are not judged, and policies that ask for it are refused"),
-    clashes=_clashes,
-    cautions=_cautions,
-)
+TENANT = Component("tenant", TenantSettings, clashes=_clashes, cautions=_cautions)
 
 
 def load_tenant_settings(sources: Sources) -> Loaded[TenantSettings]:

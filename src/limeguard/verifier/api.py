@@ -8,10 +8,13 @@ import msgspec
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.envelope import Envelope, Nothing
+from limeguard.wire.evidence_v2 import VERIFY_EVIDENCE, EvidenceRequest, EvidenceResult
 from limeguard.wire.verifier_v2 import (
     AgentIds,
     AgentStatus,
+    BootPolicyAnswer,
     BootPolicyNames,
+    BootPolicyUpload,
     EnrolmentRequest,
     IdentityResult,
     RuntimePolicyAnswer,
@@ -43,12 +46,11 @@ _UNKNOWN: Final[_Responses] = {404: ("No such node.", Envelope[Nothing])}
 _FORBIDDEN: Final[_Responses] = {403: ("The caller may not do this.", None)}
 _BROKEN: Final[_Responses] = {500: ("The database cannot be used now.", Envelope[Nothing])}
 _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
-_UNJUDGED: Final[_Responses] = {400: ("This version judges no such policies.", Envelope[Nothing]), **_FORBIDDEN}
 _NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
 
+_STORED_BOOT: Final[_Responses] = {201: ("Stored.", Envelope[Nothing]), **_USUAL}
 _STORED: Final[_Responses] = {
-    201: ("Stored.", Envelope[Nothing]),
-    **_USUAL,
+    **_STORED_BOOT,
     401: ("Its signature is missing or bad.", Envelope[Nothing]),
 }
 
@@ -96,6 +98,16 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
             "hash_alg": "The hash algorithm of its signature.",
         },
     ),
+    ("POST", VERIFY_EVIDENCE): Operation(
+        "Verifies evidence that the caller brings, by policies that the caller brings. Nothing is stored.",
+        {
+            200: ("The outcome, with everything that is wrong.", Envelope[EvidenceResult]),
+            400: ("The request cannot be taken, or lacks something.", (Envelope[Nothing], Envelope[EvidenceResult])),
+            500: ("Our own fault; it says nothing about the evidence.", Envelope[Nothing]),
+            503: ("Too many verifications are waiting.", Envelope[Nothing]),
+        },
+        request=EvidenceRequest,
+    ),
     ("GET", limeguard_v1.NODES): Operation(
         "Lists nodes as people want to know them.", {200: ("The nodes.", limeguard_v1.NodeList), **_FORBIDDEN}
     ),
@@ -135,8 +147,22 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ("GET", verifier_v2.BOOT_POLICIES): Operation(
         "Lists measured boot policies.", {200: ("Their names.", Envelope[BootPolicyNames]), **_FORBIDDEN}
     ),
-    ("GET", verifier_v2.BOOT_POLICY): Operation("Returns a measured boot policy.", _NO_POLICY),
-    ("POST", verifier_v2.BOOT_POLICY): Operation("Stores a measured boot policy.", _UNJUDGED),
-    ("PUT", verifier_v2.BOOT_POLICY): Operation("Replaces a measured boot policy.", _UNJUDGED),
-    ("DELETE", verifier_v2.BOOT_POLICY): Operation("Deletes a measured boot policy.", _NO_POLICY),
+    ("GET", verifier_v2.BOOT_POLICY): Operation(
+        "Returns a measured boot policy.",
+        {200: ("The policy as it was uploaded.", Envelope[BootPolicyAnswer]), **_NO_POLICY},
+    ),
+    ("POST", verifier_v2.BOOT_POLICY): Operation(
+        "Stores a measured boot policy.",
+        {**_STORED_BOOT, 409: ("There is one of that name.", Envelope[Nothing])},
+        request=BootPolicyUpload,
+    ),
+    ("PUT", verifier_v2.BOOT_POLICY): Operation(
+        "Replaces a measured boot policy; nodes that use it are judged by it from their next answer on.",
+        {**_STORED_BOOT, 409: ("There is none of that name.", Envelope[Nothing])},
+        request=BootPolicyUpload,
+    ),
+    ("DELETE", verifier_v2.BOOT_POLICY): Operation(
+        "Deletes a measured boot policy.",
+        {204: ("Done.", None), **_NO_POLICY, 409: ("A node uses it.", Envelope[Nothing])},
+    ),
 }

@@ -3,36 +3,60 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import ssl
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from limeguard.clients.agent import AgentClient
+from limeguard.appraisal.appraise import appraise
+from limeguard.clients.agent import AgentAddress, AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
-from limeguard.store.database import Database
-from limeguard.store.nodes import COMPONENT, Nodes
+from limeguard.store.boot_policies import BootPolicies
+from limeguard.store.changes import Changes, Ear
+from limeguard.store.database import Database, Pulse, StoreUnavailable
+from limeguard.store.leases import Leases, Worker
+from limeguard.store.nodes import COMPONENT, Nodes, partition_of
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.telemetry import get_logger
-from limeguard.verifier.engine import Engine, Limits, shuffled
+from limeguard.telemetry.spans import tracer_for
+from limeguard.verifier.boot_policies import BootPolicyShelf
+from limeguard.verifier.crew import Member
+from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
+from limeguard.verifier.figures import Siblings
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
-from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
+from limeguard.verifier.notices import (
+    AGENT,
+    WEBHOOK,
+    ZEROMQ,
+    Addressee,
+    Agents,
+    Channel,
+    Dispatcher,
+    Webhook,
+    addressees,
+)
+from limeguard.verifier.onetime import OneTime
+from limeguard.verifier.ownership import Ownership, Timing, place
 from limeguard.verifier.policies import PolicyShelf, Signers
-from limeguard.verifier.poller import Poller
+from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import BATCH_SECONDS, Writer
+from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.beat import Beat
-from limeguard.web.client import HttpClient
+from limeguard.web.client import HttpClient, Pin
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
@@ -52,6 +76,8 @@ MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
+ADDRESSES_SECONDS: Final = 5.0
+"""How long a list of all agents serves: a thousand notices at once need it once."""
 COLLECT_AFTER: Final = 20_000
 """New objects until garbage is collected: rounds make nearly none that reference counts do not free."""
 
@@ -81,10 +107,36 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, watch: Watch, max_body: int) -> App:
+def make_app(service: VerifierService, onetime: OneTime, watch: Watch, max_body: int) -> App:
     """Return the app over a service."""
     return App(
-        make_routes(service, watch), Authorizer(RULES), versions=versions.PREFIXES, max_body=max_body, on_error=refuse
+        make_routes(service, onetime, watch),
+        Authorizer(RULES),
+        versions=versions.PREFIXES,
+        max_body=max_body,
+        on_error=refuse,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What does the work of rounds, as it is or with spans around it."""
+
+    agents: AgentClient
+    judge: Judge
+    rounds: RoundStore
+    watched: Callable[[Poller], Performer]
+
+
+def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
+    from limeguard.verifier import tracing
+
+    traces = tracing.Traces(tracer)
+    return _Parts(
+        tracing.TracedAgents(http, traces),
+        tracing.traced(traces, appraise),
+        tracing.TracedStore(traces, rows, system),
+        lambda poller: tracing.TracedPerformer(traces, poller),
     )
 
 
@@ -97,15 +149,28 @@ class Verifier:
         server: ssl.SSLContext,
         agents: ssl.SSLContext,
         servers: ssl.SSLContext | None = None,
+        *,
+        member: Member | None = None,
+        timing: Timing | None = None,
     ) -> None:
-        """Prepare; nothing is opened yet. `agents` is the one context for all agents, `servers` that for webhooks."""
+        """Prepare; nothing is opened yet. `agents` is the one context for all agents, `servers` that for webhooks.
+
+        `member` says which of several workers this is.
+        """
+        self._member = member or Member()
+        self._timing = timing or Timing()
+        self._addresses: tuple[float, list[Addressee]] | None = None
+        self._siblings: Siblings | None = None
+        self._ownership: Ownership | None = None
         self._servers_context = servers
         self._settings = settings
         self._agents_context = agents
         self._server_context = server
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
-        self._rows = Nodes(self._database, settings.uuid)
+        self._pulse = Pulse(self._database)
+        self._worker = Worker(str(uuid.uuid4()), place(), os.getpid())
+        self._rows = Nodes(self._database, settings.uuid, worker=self._worker.id)
         self._tasks: list[asyncio.Task[None]] = []
         self._http: PinnedHttp | None = None
         self._webhook: HttpClient | None = None
@@ -122,40 +187,64 @@ class Verifier:
     async def start(self) -> None:
         """Open the database, take up the stored nodes, listen, supervise. Raises OSError, StoreUnavailable."""
         settings = self._settings
-        if settings.auto_migrate_db:
+        if settings.auto_migrate_db and self._member.of == 1:
             await self._database.migrate(COMPONENT)
+        changes = Changes(self._database, settings.uuid, self._worker.id)
+        ownership = self._ownership = Ownership(
+            Leases(self._database, settings.uuid, self._worker, self._timing.lease),
+            changes,
+            crew=self._member.of,
+            timing=self._timing,
+            opened=self._opened,
+        )
+        ear = Ear(self._database, settings.uuid, ownership.call)
+        ownership.listening = lambda: ear.listening
         beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
         self._http = PinnedHttp(
             self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
         )
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
+        boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
         rules = make_rules(settings)
-        agents = AgentClient(self._http)
+        tracer = tracer_for("verifier", os.environ)
+        parts = _Parts(AgentClient(self._http), appraise, self._rows, lambda poller: poller)
+        if tracer is not None:
+            parts = _traced(tracer, self._http, self._rows, self._database.dialect)
+        agents = parts.agents
         channels = self._channels(agents)
         self._dispatcher = Dispatcher(
-            Outbox(self._database, settings.uuid), channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE)
+            # One worker takes what is left over: what is for channels that are not enabled any more.
+            Outbox(self._database, settings.uuid, None if self._member.number == 0 else channels),
+            channels,
+            pause=max(settings.retry_interval, MIN_NOTICE_PAUSE),
         )
         self.writer = Writer(
-            self._rows,
+            parts.rounds,
             self._changed_elsewhere,
             gather=gather_seconds(rules.trust_lifetime),
             on_notices=self._dispatcher.wake,
         )
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            Poller(
-                agents,
-                answer_within=settings.request_timeout + LATE_SECONDS,
-                policies=shelf,
-                violations_found=not settings.ignore_tomtou_errors,
+            parts.watched(
+                Poller(
+                    agents,
+                    answer_within=settings.request_timeout + LATE_SECONDS,
+                    policies=shelf,
+                    boot_policies=boot_shelf,
+                    violations_found=not settings.ignore_tomtou_errors,
+                    boot_always=settings.measured_boot_evaluate == "always",
+                    judge=parts.judge,
+                )
             ),
             self.writer,
             self._rows,
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
             Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
-            channels=tuple(channels),
+            channels=self._told(),
             beat=beat,
+            may_start=lambda: ownership.open,
         )
         site = Site(
             verifier_id=settings.uuid,
@@ -163,37 +252,96 @@ class Verifier:
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
         )
-        self._service = VerifierService(self._rows, self.engine, site, shelf)
-        await self._service.take_up()
-        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher)
-        app = make_app(self._service, Watch(self._not_ready, metrics.text), settings.max_upload_size)
-        self._listener = Listener(app, settings.ip, settings.port, self._server_context)
+        self._service = VerifierService(
+            self._rows, self.engine, site, shelf, boot_shelf, ownership, changes, self.writer.flush
+        )
+        # Written and told from here on: what is taken up may have something to say at once.
+        self._tasks = [asyncio.create_task(self.writer.run())]
+        await ownership.begin(self._service)
+        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents, ownership)
+        figures = await self._figures(metrics)
+        onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
+        app = make_app(self._service, onetime, Watch(self._not_ready, figures), settings.max_upload_size)
+        several = self._member.of > 1
+        port = self._member.port or settings.port
+        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=several)
         await self._listener.start()
-        self._tasks = [asyncio.create_task(part.run()) for part in (self.writer, self.engine, shelf, self._dispatcher)]
-        log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+        running = (self.engine, shelf, boot_shelf, self._dispatcher, ownership, ear)
+        self._tasks += [asyncio.create_task(part.run()) for part in running]
+        if not several:
+            log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+        self._member.ready()
+
+    async def _figures(self, metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
+        """Return what answers for the metrics: of this process alone, or of all of its crew."""
+        if self._member.folder is not None:
+            self._siblings = Siblings(self._member.folder, self._member.number, self._member.of, metrics.text)
+            await self._siblings.start()
+            return self._siblings.text
+
+        async def own() -> bytes:
+            return metrics.text()
+
+        return own
+
+    def _opened(self) -> None:
+        if self.engine is not None:
+            self.engine.wake()
+
+    def _told(self) -> tuple[str, ...]:
+        """Return the channels for which notices are written, whoever of the crew sends them."""
+        wanted = self._settings.enabled_revocation_notifications
+        every = (AGENT, *((WEBHOOK,) if self._settings.webhook_url else ()), ZEROMQ)
+        return tuple(channel for channel in every if channel in wanted)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""
         settings, wanted = self._settings, self._settings.enabled_revocation_notifications
         channels: dict[str, Channel] = {}
         if AGENT in wanted:
-            channels[AGENT] = Agents(agents, lambda: self.engine.fleet if self.engine is not None else ())
+            channels[AGENT] = Agents(agents, self._everybody, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
             )
             channels[WEBHOOK] = Webhook(self._webhook, settings.webhook_url)
-        if ZEROMQ in wanted:
+        if ZEROMQ in wanted and self._member.number == 0:  # a port has room for one
             self._publisher = Publisher(settings.zmq_ip, settings.zmq_port)
             channels[ZEROMQ] = self._publisher
         return channels
 
-    def _not_ready(self) -> str | None:
+    async def _everybody(self) -> list[Addressee]:
+        """Return the agents of all nodes, of other workers too, but those that are known to be away."""
+        if self.engine is None or self._ownership is None:
+            return []
+        if self._ownership.alone:
+            return addressees(self.engine.fleet)
+        now = asyncio.get_running_loop().time()
+        if self._addresses is None or self._addresses[0] < now - ADDRESSES_SECONDS:
+            rows = await self._rows.addresses()
+            found = [
+                Addressee(
+                    row.agent_id,
+                    AgentAddress(
+                        row.ip or "",
+                        row.port or 0,
+                        None if row.certificate_sha256 is None else Pin(row.certificate_sha256),
+                    ),
+                    row.version,
+                )
+                for row in rows
+            ]
+            self._addresses = (now, found)
+        return self._addresses[1]
+
+    async def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
         if self.engine is None or self.engine.draining:
             return "the verifier is stopping"
-        if self.writer is not None and self.writer.failing:
+        if (self.writer is not None and self.writer.failing) or not await self._pulse.beats():
             return "the database cannot be used now"
+        if self._ownership is not None and not self._ownership.open:
+            return "the leases of this worker are not renewed"
         return None
 
     def _changed_elsewhere(self, node: Node) -> None:
@@ -203,24 +351,47 @@ class Verifier:
         """Wait until one of the tasks that must run for ever has ended: a fault of ours."""
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
 
+    async def _hand_over(self) -> None:
+        """Give back nodes with which nothing runs, while the last rounds with others end."""
+        if self._ownership is None or self.engine is None or len(self._tasks) < 2:
+            return
+        await asyncio.sleep(0)  # the engine drains from now on
+        busy = {partition_of(node.agent_id) for node in self.engine.fleet if node.busy}
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                await self._ownership.hand_over(lambda partition: partition not in busy)
+
     async def stop(self) -> None:
         """Take no more requests, let running rounds end, write what they learned, close everything."""
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
-        await asyncio.gather(*closing, *draining)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*draining, *closing, self._hand_over())
         if self.writer is not None and self.writer.backlog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                     await self.writer.flush()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ownership is not None:
+            await self._ownership.leave()
+        if self._siblings is not None:
+            await self._siblings.stop()
         for client in (self._http, self._webhook):
             if client is not None:
                 await client.close()
         if self._publisher is not None:
             self._publisher.close()
         await self._database.close()
+
+
+async def migrate(settings: VerifierSettings) -> None:
+    """Bring the tables up to date, before several workers need them. Raises StoreUnavailable."""
+    database = Database(settings.database)
+    try:
+        await database.migrate(COMPONENT)
+    finally:
+        await database.close()
 
 
 def _settle_memory() -> None:
@@ -231,7 +402,11 @@ def _settle_memory() -> None:
 
 
 async def run_verifier(
-    settings: VerifierSettings, server: ssl.SSLContext, agents: ssl.SSLContext, servers: ssl.SSLContext | None = None
+    settings: VerifierSettings,
+    server: ssl.SSLContext,
+    agents: ssl.SSLContext,
+    servers: ssl.SSLContext | None = None,
+    member: Member | None = None,
 ) -> int:
     """Run until a signal asks for the end; return the exit status."""
     loop = asyncio.get_running_loop()
@@ -246,7 +421,7 @@ async def run_verifier(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    verifier = Verifier(settings, server, agents, servers)
+    verifier = Verifier(settings, server, agents, servers, member=member)
     try:
         await verifier.start()
         _settle_memory()

@@ -7,14 +7,13 @@ it (lifecycle). Whatever goes wrong in here, a supervised node gets a new timer,
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from msgspec.structs import replace
 
 from limeguard.appraisal.findings import Finding
-from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.verdict import Integrity
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.notices import Notice
@@ -24,8 +23,9 @@ from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.journal import log_event
 from limeguard.verifier.lifecycle import Event, Step
 from limeguard.verifier.poller import Facts, Result
-from limeguard.verifier.record import supervision_of, with_facts, with_findings, with_supervision
+from limeguard.verifier.record import afresh, supervision_of, with_facts, with_findings, with_supervision
 from limeguard.verifier.supervision import Job, Phase, Rules, Supervision
+from limeguard.verifier.view import condition_of
 from limeguard.verifier.writer import Writer
 from limeguard.web.beat import Beat
 from limeguard.wire.notice import notice_text
@@ -40,6 +40,8 @@ FAULT_PAUSE: Final = 1.0
 """Seconds until rounds are started again when that itself failed."""
 FALLBACK_PAUSE: Final = 30.0
 """Seconds until the next try when even the handling of a job failed."""
+QUIET_PAUSE: Final = 0.02
+"""Seconds between two looks whether the last jobs of nodes have ended."""
 REMOVE_PAUSE: Final = 2.0
 """Seconds between tries to delete a row while the database is away."""
 
@@ -58,8 +60,8 @@ class Performer(Protocol):
 class Remover(Protocol):
     """Deletes rows."""
 
-    async def delete(self, agent_id: str, /) -> bool:
-        """Delete a node's row. Raises StoreUnavailable."""
+    async def delete(self, agent_id: str, epoch: int | None = None, /) -> bool:
+        """Delete a node's row under that lease; False when that is not ours. Raises StoreUnavailable."""
         ...
 
 
@@ -67,7 +69,7 @@ class Remover(Protocol):
 class Applied:
     """What is left to the caller of `apply`: a commit to wait for, and whether the node is to be removed."""
 
-    committed: asyncio.Future[None] | None = None
+    committed: asyncio.Future[bool] | None = None
     remove: bool = False
 
 
@@ -93,14 +95,17 @@ class Engine:
         *,
         channels: tuple[str, ...] = (),
         beat: Beat | None = None,
+        may_start: Callable[[], bool] = lambda: True,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Put the parts together. `now` is seconds since 1970; `clock` never goes back, timers run on it.
 
         Notices go over `channels`. Rounds begin at the beats of `beat`, each with all that came due since the last.
+        Nothing is started while `may_start` says no; `wake` the engine when it says yes.
         """
         self._beat = beat
+        self._may_start = may_start
         self._channels = channels
         self.fleet = fleet
         self.rules = rules
@@ -122,12 +127,16 @@ class Engine:
         stored = supervision_of(node.state, has_v=node.record.enrolled.v is not None)
         return replace(stored, job=node.job, key_delivered=node.key_delivered, faults=node.faults)
 
-    def take_in(self, node: Node, event: lifecycle.Enrolled | lifecycle.Restarted, *, spread: float = 0.0) -> Applied:
-        """Add a node to the fleet and begin; `spread` seconds keep a fleet from starting all at once."""
+    def take_in(
+        self, node: Node, event: lifecycle.Enrolled | lifecycle.Restarted, *, delay: float = 0.0, spread: float = 0.0
+    ) -> Applied:
+        """Add a node to the fleet and begin after `delay`; `spread` keeps a fleet from starting all at once."""
         self.fleet.add(node)
-        return self.apply(node, event, spread=spread)
+        return self.apply(node, event, delay=delay, spread=spread)
 
-    def apply(self, node: Node, event: Event, facts: Facts | None = None, *, spread: float = 0.0) -> Applied:
+    def apply(
+        self, node: Node, event: Event, facts: Facts | None = None, *, delay: float = 0.0, spread: float = 0.0
+    ) -> Applied:
         """Step a node and carry out the effects that need no waiting."""
         before = self.supervision(node)
         step = lifecycle.step(before, event, self.rules)
@@ -137,7 +146,7 @@ class Engine:
             self._abandon(node)
         applied = Applied()
         for effect in step.effects:
-            self._carry_out(node, event, effect, applied, spread)
+            self._carry_out(node, event, effect, applied, delay, spread)
         return applied
 
     def _change(self, node: Node, step: Step, event: Event, facts: Facts | None) -> None:
@@ -147,7 +156,7 @@ class Engine:
             trusted = isinstance(event, lifecycle.RoundTrusted) and after.integrity is Integrity.TRUSTED
             state = with_facts(state, facts, trusted=trusted)
         if isinstance(event, lifecycle.Enrolled | lifecycle.Reactivated):
-            state = replace(state, findings=(), required_checks=(), ran_checks=(), ima=NO_IMA)
+            state = afresh(state)
         findings = _findings_of(event, step)
         for finding in findings:
             counted = self.fleet.counters.findings
@@ -157,11 +166,15 @@ class Engine:
         if state != node.state:
             node.become(state, now)
 
-    def _carry_out(self, node: Node, event: Event, effect: lifecycle.Effect, applied: Applied, spread: float) -> None:
+    def _carry_out(
+        self, node: Node, event: Event, effect: lifecycle.Effect, applied: Applied, delay: float, spread: float
+    ) -> None:
         match effect:
             case lifecycle.Schedule(after, _):
-                start = self._due(node, after) if isinstance(event, _ROUNDS) else self._clock() + after
-                self.fleet.schedule(node, start, spread=max(spread, JITTER * after))
+                start = self._due(node, after) if isinstance(event, _ROUNDS) else self._clock() + after + delay
+                # Late rounds are spread, but never so far that trust would run out for it.
+                slack = min(after, max(self.rules.trust_lifetime - 2 * after, 0.0))
+                self.fleet.schedule(node, start, spread=max(spread, JITTER * after), catch_up=slack)
                 self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
@@ -211,9 +224,18 @@ class Engine:
             node.abandoned = True
             node.running.cancel()
 
-    async def remove(self, node: Node) -> None:
-        """Delete the row, then forget the node. Raises StoreUnavailable; the node stays terminated then."""
-        await self._rows.delete(node.agent_id)
+    async def remove(self, node: Node) -> bool:
+        """Delete the row, then forget the node; say whether there was a row that is ours.
+
+        Raises StoreUnavailable; the node stays terminated then.
+        """
+        deleted = await self._rows.delete(node.agent_id, node.record.epoch)
+        self.forget(node)
+        return deleted
+
+    def drop(self, node: Node) -> None:
+        """Forget a node, and give up what runs with it: its row is no longer what we know."""
+        self._abandon(node)
         self.forget(node)
 
     def forget(self, node: Node) -> None:
@@ -222,12 +244,50 @@ class Engine:
         if self.fleet.get(node.agent_id) is node:
             self.fleet.remove(node.agent_id)
 
+    async def quiet(self, nodes: Sequence[Node], seconds: float) -> None:
+        """Start nothing more with these nodes and let running jobs end for so long; then give them up.
+
+        They have no timer afterwards: who does not forget them has to `resume` them.
+        """
+        end = self._clock() + seconds
+        while True:
+            for node in nodes:
+                self.fleet.cancel(node)
+            busy = [node for node in nodes if node.busy]
+            if not busy:
+                return
+            if self._clock() >= end:
+                break
+            await asyncio.sleep(QUIET_PAUSE)
+        jobs = [node.running for node in busy if node.running is not None]
+        for node in busy:
+            self._abandon(node)
+        if jobs:
+            await asyncio.wait(jobs, timeout=1.0)
+        for node in nodes:
+            self.fleet.cancel(node)
+
+    def resume(self, nodes: Sequence[Node]) -> None:
+        """Give timers back to nodes that were made quiet."""
+        for node in nodes:
+            if node.due is None and not node.busy and lifecycle.supervised(self.supervision(node), self.rules):
+                self.fleet.schedule(node, self._clock(), spread=self.rules.quote_interval)
+        self._arm()
+
+    def wake(self) -> None:
+        """Start what has come due while nothing was to be started."""
+        self._arm()
+
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     @property
     def running_jobs(self) -> int:
         """How many jobs are being done."""
         return len(self._jobs)
+
+    def overdue(self) -> int:
+        """Return how many nodes wait although their time has come."""
+        return self.fleet.overdue(self._clock())
 
     @property
     def draining(self) -> bool:
@@ -250,7 +310,9 @@ class Engine:
 
     def _arm(self) -> None:
         """Have `_fire` called when the next node is due. One wish stands for the timers of all nodes."""
-        if self._loop is None or self._beat is None or self._stopping or len(self._jobs) >= self._limits.jobs:
+        if self._loop is None or self._beat is None or self._stopping:
+            return
+        if len(self._jobs) >= self._limits.jobs or not self._may_start():
             return
         due = self.fleet.next_due()
         if due is not None:
@@ -268,6 +330,8 @@ class Engine:
             self._arm()
 
     def _start_due(self) -> None:
+        if not self._may_start():
+            return
         while len(self._jobs) < self._limits.jobs and not self._stopping:
             node = self.fleet.take_due(self._clock())
             if node is None:
@@ -343,8 +407,13 @@ class Engine:
             await self._remove_terminated(node)
         elif result is not None and node.generation == generation:
             applied = self.apply(node, result.event, result.facts)
+            self._count_verdict(node)
             if applied.remove:
                 await self._remove_terminated(node)
+
+    def _count_verdict(self, node: Node) -> None:
+        verdicts, after = self.fleet.counters.verdicts, condition_of(node.state, self._now())
+        verdicts[after] = verdicts.get(after, 0) + 1
 
     async def _remove_terminated(self, node: Node) -> None:
         while True:

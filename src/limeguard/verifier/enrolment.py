@@ -1,7 +1,6 @@
 """What may be enrolled: turns a well-formed request into a new node, or says why not.
 
-Decides from the request alone. Must not know whether the node exists already, nor touch database or network. What this
-version cannot judge is refused here, so that no node is ever supervised with a policy that nobody looks at.
+Decides from the request alone. Must not know whether the node exists already, nor touch database or network.
 """
 
 import binascii
@@ -10,11 +9,10 @@ import re
 from base64 import b64decode
 from dataclasses import dataclass, field, replace
 
-import msgspec
-
 from limeguard.crypto.chains import first_certificate
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
+from limeguard.policy.boot import BOOT_PCRS
 from limeguard.policy.keyring import parse_keyring
 from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
 from limeguard.store.nodes import Enrolled
@@ -34,9 +32,6 @@ MAX_TEXT = 64 * 1024
 PCR_10_LISTED = (
     "Exception error: tpm_policy lists values of PCR 10, which changes with every measured file: "
     "give a runtime policy instead"
-)
-NO_BOOT_POLICY = (
-    "Measured boot policies are not judged by this version of the verifier: enrol the node without measured boot policy"
 )
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -67,10 +62,10 @@ class Site:
 
 def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) -> NewNode:
     """Return the new node. Raises BadRequest with the first thing wrong."""
-    _refuse_unjudged(request)
     _refuse_unstorable(request)
     runtime_name = _runtime_name(agent_id, request)
-    policy = _policy(request.tpm_policy, judges_ima=runtime_name is not None)
+    boot_name = _boot_name(agent_id, request)
+    policy = quoting_logs(_policy(request.tpm_policy), ima=runtime_name is not None, boot=boot_name is not None)
     ak = parse_ak(request.ak_tpm)
     ip, port = _address(request)
     certificate = request.mtls_cert if request.mtls_cert not in ("", CERTIFICATE_DISABLED) else None
@@ -85,9 +80,10 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
             v=_share(request.v),
             tpm_policy=request.tpm_policy,
             meta_data=request.metadata,
-            has_mb_policy=request.mb_policy is not None,
+            has_mb_policy=request.mb_policy is not None,  # of a stored one, its row says it
             has_runtime_policy=False,  # said when the policy itself is at hand
             runtime_policy_name=runtime_name,
+            mb_policy_name=boot_name,
             ima_keys=_ima_keys(request.ima_sign_verification_keys),
             accept_hash=request.accept_tpm_hash_algs,
             accept_enc=request.accept_tpm_encryption_algs,
@@ -116,20 +112,6 @@ def parse_ak(text: str) -> PublicArea:
     return ak
 
 
-def _refuse_unjudged(request: EnrolmentRequest) -> None:
-    if request.mb_policy_name or not _empty_document(request.mb_policy):
-        raise BadRequest(NO_BOOT_POLICY)
-
-
-def _empty_document(text: str | None) -> bool:
-    if not text or not text.strip():
-        return True
-    try:
-        return msgspec.json.decode(text) in ({}, None)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-
-
 def _refuse_unstorable(request: EnrolmentRequest) -> None:
     for name in ("tpm_policy", "ak_tpm", "metadata", "revocation_key", "mtls_cert", "verifier_ip", "supported_version"):
         text = getattr(request, name) or ""
@@ -142,19 +124,23 @@ def _refuse_unstorable(request: EnrolmentRequest) -> None:
             raise BadRequest("Exception error: an algorithm's name is no word of at most 32 letters and digits")
 
 
-def _policy(text: str, *, judges_ima: bool) -> PcrPolicy:
+def _policy(text: str) -> PcrPolicy:
     try:
         policy = parse_tpm_policy(text)
     except PolicyError as problem:
         raise BadRequest(f"Exception error: tpm_policy cannot be used: {'; '.join(problem.problems)}") from None
     if IMA_PCR in policy.allowed:
         raise BadRequest(PCR_10_LISTED)
-    return with_ima(policy) if judges_ima else policy
+    return policy
 
 
-def with_ima(policy: PcrPolicy) -> PcrPolicy:
-    """Return the policy with PCR 10 asked for: without it a quote says nothing of the IMA log."""
-    return replace(policy, mask=policy.mask | 1 << IMA_PCR)
+def quoting_logs(policy: PcrPolicy, *, ima: bool, boot: bool) -> PcrPolicy:
+    """Return the policy with the PCRs of the logs that are judged asked for: without them a quote proves nothing of it.
+
+    Agents send the boot log where PCR 0 is asked for.
+    """
+    pcrs = {IMA_PCR} if ima else set()
+    return replace(policy, mask=policy.mask | sum(1 << pcr for pcr in pcrs | (BOOT_PCRS if boot else frozenset())))
 
 
 def _runtime_name(agent_id: str, request: EnrolmentRequest) -> str | None:
@@ -169,6 +155,16 @@ def _runtime_name(agent_id: str, request: EnrolmentRequest) -> str | None:
         return name
     asked = request.runtime_policy or request.ima_sign_verification_keys or _quotes_ima(request.tpm_policy)
     return agent_id if asked else None
+
+
+def _boot_name(agent_id: str, request: EnrolmentRequest) -> str | None:
+    """Return the name under which the node's measured boot policy is stored; None when its boot is not judged."""
+    name = request.mb_policy_name
+    if not name:
+        return agent_id if request.mb_policy else None
+    if len(name) > MAX_NAME or "\0" in name:
+        raise BadRequest(f"Exception error: mb_policy_name is longer than {MAX_NAME} characters, or has a NUL")
+    return name
 
 
 def _quotes_ima(text: str) -> bool:

@@ -8,7 +8,6 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from dataclasses import replace as with_fields
 from typing import Final
 
 from msgspec.structs import replace
@@ -16,7 +15,7 @@ from msgspec.structs import replace
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
-from limeguard.store.nodes import NodeRecord, NodeState
+from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
@@ -32,7 +31,8 @@ class Node:
     `began` is when the last one began.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
-    `notices` go into the outbox with the next write.
+    `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
+    `overdue` is by how many seconds the last job began too late.
     """
 
     __slots__ = (
@@ -40,6 +40,7 @@ class Node:
         "address",
         "ak",
         "began",
+        "boot_log_length",
         "busy",
         "due",
         "faults",
@@ -48,6 +49,7 @@ class Node:
         "key_delivered",
         "late",
         "notices",
+        "overdue",
         "policy",
         "record",
         "running",
@@ -63,12 +65,14 @@ class Node:
         self.policy = policy
         self.address = address
         self.due: float | None = None
+        self.overdue = 0.0
         self.began = 0.0
         self.job: Job | None = None
         self.busy = False
         self.abandoned = False
         self.late = False
         self.notices: list[Notice] = []
+        self.boot_log_length = 0
         self.running: asyncio.Task[None] | None = None
         self.generation = 0
         self.key_delivered = False
@@ -90,9 +94,8 @@ class Node:
         if shows_trust(self.visible.state, now) or not shows_trust(state, now):
             self.visible = self.record
 
-    def note_policy(self, *, says: bool) -> None:
-        """Note whether the node's runtime policy, which was replaced, allows anything."""
-        enrolled = with_fields(self.record.enrolled, has_runtime_policy=says)
+    def note_enrolled(self, enrolled: Enrolled) -> None:
+        """Note what was enrolled, with what a replaced policy says now."""
         same = self.visible is self.record
         self.record = replace(self.record, enrolled=enrolled)
         self.visible = self.record if same else replace(self.visible, enrolled=enrolled)
@@ -122,6 +125,7 @@ class Counters:
     lateness: list[int] = field(default_factory=lambda: [0] * (len(LATENESS) + 1))
     lateness_sum: float = 0.0
     findings: dict[str, int] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
 
     def began_late(self, seconds: float) -> None:
         """Count a job that began so long after its time."""
@@ -164,14 +168,17 @@ class Fleet:
             node.due = None
         return node
 
-    def schedule(self, node: Node, at: float, *, spread: float = 0.0) -> None:
+    def schedule(self, node: Node, at: float, *, spread: float = 0.0, catch_up: float = 0.0) -> None:
         """Make a node due at `at`, up to `spread` seconds later so that a fleet does not march in step.
 
-        A node has one timer: the last call counts.
+        After a job that began late it is up to as much later as that was, at most `catch_up` seconds: what came due
+        together while we were held up would else come due together for ever. A node has one timer: the last call
+        counts.
         """
         if self._nodes.get(node.agent_id) is not node:
             return
-        node.due = at + spread * self._jitter()
+        node.due = at + max(spread, min(node.overdue, catch_up)) * self._jitter()
+        node.overdue = 0.0
         self._sequence += 1
         heapq.heappush(self._heap, (node.due, self._sequence, node))
         if len(self._heap) > 64 + 4 * len(self._nodes):
@@ -195,10 +202,15 @@ class Fleet:
         # Counted first: a fault in here leaves the node due.
         self.counters.began_late(now - due)
         node = heapq.heappop(self._heap)[2]
-        node.due = None
+        node.due, node.overdue = None, 0.0
         if now - due > self._late_after:
             self.counters.late_rounds += 1
+            node.overdue = now - due
         return node
+
+    def overdue(self, now: float) -> int:
+        """Return how many nodes are due by now."""
+        return sum(1 for node in self._nodes.values() if node.due is not None and node.due <= now)
 
     def pending(self) -> int:
         """Return how many nodes have a timer."""

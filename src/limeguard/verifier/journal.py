@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from limeguard.appraisal.findings import IMA_DIGEST, IMA_NOT_ALLOWED, Finding
+from limeguard.appraisal.findings import BOOT_REPLAY, IMA_DIGEST, IMA_NOT_ALLOWED, Finding
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.fleet import Node
@@ -32,7 +32,7 @@ def log_event(node: Node, event: Event, before: Supervision, step: Step, rules: 
     agent = clean(node.agent_id)
     match event:
         case lifecycle.RoundTrusted() if before.integrity != step.state.integrity:
-            log.info("Agent %s is trusted", agent)
+            log.info("Agent %s is trusted", agent, extra={"agent_id": agent, "condition": "trusted"})
         case lifecycle.RoundDistrusted(findings):
             for finding in findings[:MAX_LINES]:
                 _log_finding(node, agent, finding)
@@ -56,9 +56,12 @@ def log_event(node: Node, event: Event, before: Supervision, step: Step, rules: 
 def _log_effect(agent: str, effect: lifecycle.Effect) -> None:
     match effect:
         case lifecycle.SupervisionEnded():
-            log.warning("Agent %s failed, stopping polling", agent)
+            log.warning("Agent %s failed, stopping polling", agent, extra={"agent_id": agent})
         case lifecycle.Alarm(reason, faults):
-            log.error("The verifier failed with agent %s, %d time(s) in a row: %s", agent, faults, clean(reason))
+            about = {"agent_id": agent}
+            log.error(
+                "The verifier failed with agent %s, %d time(s) in a row: %s", agent, faults, clean(reason), extra=about
+            )
         case _:
             pass
 
@@ -75,9 +78,20 @@ def _log_finding(node: Node, agent: str, finding: Finding) -> None:
             clean(context.get("value", "")),
             agent,
             clean(", ".join(expected)),
+            extra={"agent_id": agent, "event_id": finding.event_id},
+        )
+    if finding.kind is BOOT_REPLAY:
+        tpm_log.error(
+            "For PCR %s and hash %s the boot event log has value '%s' but the agent %s returned '%s'",
+            context.get("pcr"),
+            clean(context.get("bank", "")),
+            clean(context.get("expected", "")),
+            agent,
+            clean(context.get("got", "")),
         )
     shown = ", ".join(f"{name}: {value}" for name, value in context.items())
-    log.warning("Agent %s: %s (%s) %s", agent, finding.event_id, finding.kind.id, clean(shown))
+    about = {"agent_id": agent, "event_id": finding.event_id, "finding": finding.kind.id}
+    log.warning("Agent %s: %s (%s) %s", agent, finding.event_id, finding.kind.id, clean(shown), extra=about)
 
 
 def _log_entries(findings: Sequence[Finding]) -> None:
@@ -102,7 +116,10 @@ def _log_unreachable(node: Node, agent: str, reason: str, step: Step, rules: Rul
     after = next((e.after for e in step.effects if isinstance(e, lifecycle.Schedule)), None)
     if after is None:
         log.warning(
-            "Agent %s was not reachable for quote in %d tries, setting state to FAILED", agent, rules.max_retries
+            "Agent %s was not reachable for quote in %d tries, setting state to FAILED",
+            agent,
+            rules.max_retries,
+            extra={"agent_id": agent},
         )
     else:
         log.info(
@@ -113,6 +130,7 @@ def _log_unreachable(node: Node, agent: str, reason: str, step: Step, rules: Rul
             after,
             agent,
             clean(reason),
+            extra={"agent_id": agent},
         )
 
 

@@ -1,7 +1,6 @@
-"""Runtime policies as objects: accepted, stored, shared by nodes, and compiled once for each text.
+"""Runtime policies as objects: what may be stored of an upload, and with whose signature.
 
-Decides whether an upload may be stored and which compiled policy a name stands for now. What a policy allows is decided
-in `appraisal`.
+What a policy allows is decided in `appraisal`; which one a name stands for now, in `shelf`.
 """
 
 import asyncio
@@ -9,24 +8,19 @@ import binascii
 import hashlib
 import json
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from limeguard.policy import dsse
 from limeguard.policy.errors import PolicyError
 from limeguard.policy.runtime import RuntimePolicy, check_document, compile_document, decode_policy
-from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.runtime_policies import StoredPolicy
-from limeguard.telemetry import clean, get_logger
+from limeguard.verifier.shelf import PolicyRows, Shelf
 from limeguard.wire.envelope import BadRequest
 
-log = get_logger("keylime.verifier")
-
-REFRESH_SECONDS: Final = 2.0
-"""How often the table is looked at for policies that another process replaced."""
 SHOWN_PROBLEMS: Final = 20
 
 NO_KEY: Final = "Runtime policy signature verification required but no key was given!"
@@ -128,133 +122,29 @@ def _refusal(problems: Sequence[str]) -> str:
     return "; ".join(shown).replace("; Runtime policy is malformatted: ", "; ")
 
 
-class PolicyRows(Protocol):
-    """What the shelf needs of the store."""
+class PolicyShelf(Shelf[StoredPolicy, RuntimePolicy]):
+    """Runtime policies by name."""
 
-    async def names(self) -> tuple[str, ...]:
-        """Return all names."""
-        ...
-
-    async def checksums(self) -> dict[str, str]:
-        """Return the checksum of each text by name."""
-        ...
-
-    async def get(self, name: str, /) -> StoredPolicy | None:
-        """Return one row."""
-        ...
-
-    async def add(self, policy: StoredPolicy, /) -> None:
-        """Insert. Raises Conflict."""
-        ...
-
-    async def replace(self, policy: StoredPolicy, /) -> bool:
-        """Replace; False when there is none."""
-        ...
-
-    async def delete(self, name: str, /) -> str | bool:
-        """Delete: True, False when there is none, the id of a node that uses it."""
-        ...
-
-
-class PolicyShelf:
-    """Compiled policies by name. Nodes with the same text share one object, however many names it has."""
-
-    def __init__(self, rows: PolicyRows, signers: Signers | None = None) -> None:
+    def __init__(self, rows: PolicyRows[StoredPolicy], signers: Signers | None = None) -> None:
         """Keep what `rows` hold; accept what `signers` demand."""
-        self._rows = rows
+        super().__init__(rows, lambda row: unwrap(row.text), "Runtime policy")
         self.signers = signers or Signers()
-        self._checksums: dict[str, str] = {}
-        self._compiled: dict[str, RuntimePolicy] = {}
-
-    def current(self, name: str) -> RuntimePolicy | None:
-        """Return what the name stands for now; None when it cannot be used, which no node may pass with."""
-        return self._compiled.get(self._checksums.get(name, ""))
 
     async def accept(self, encoded: str, key: str | None) -> Accepted:
         """Judge an upload outside of the loop: a large policy takes a second. Raises BadRequest."""
         return await asyncio.to_thread(accept, encoded, key, self.signers)
 
-    async def names(self) -> tuple[str, ...]:
-        """Return the names of all stored policies."""
-        return await self._rows.names()
-
-    async def get(self, name: str) -> StoredPolicy | None:
-        """Return one stored policy."""
-        return await self._rows.get(name)
-
     async def add(self, name: str, accepted: Accepted, tpm_policy: str | None = None) -> None:
         """Store a new policy. Raises Conflict."""
-        row = accepted.stored(name, tpm_policy)
-        await self._rows.add(row)
-        self._put(row, accepted.policy)
+        await self.add_row(accepted.stored(name, tpm_policy), accepted.policy)
 
     async def replace(self, name: str, accepted: Accepted, tpm_policy: str | None = None) -> bool:
         """Replace a policy; nodes are judged by the new one from their next answer on. False when there is none."""
-        row = accepted.stored(name, tpm_policy)
-        if not await self._rows.replace(row):
-            return False
-        self._put(row, accepted.policy)
-        return True
+        return await self.replace_row(accepted.stored(name, tpm_policy), accepted.policy)
 
     async def put(self, name: str, accepted: Accepted) -> None:
         """Store a policy whether or not the name is taken."""
-        if not await self.replace(name, accepted):
-            try:
-                await self.add(name, accepted)
-            except Conflict:  # stored by somebody else in between
-                await self.replace(name, accepted)
-
-    async def delete(self, name: str) -> str | bool:
-        """Delete a policy that no node uses; see PolicyRows."""
-        outcome = await self._rows.delete(name)
-        if outcome is True:
-            self._checksums.pop(name, None)
-            self._sweep()
-        return outcome
-
-    async def load(self, names: Iterable[str]) -> None:
-        """Have these policies ready. One that cannot be used is named in the log."""
-        for name in names:
-            if name not in self._checksums:
-                await self._load(name)
-
-    async def run(self) -> None:
-        """Follow changes that other processes make, until cancelled."""
-        while True:
-            await asyncio.sleep(REFRESH_SECONDS)
-            try:
-                await self.refresh()
-            except StoreUnavailable as problem:
-                log.debug("Policies cannot be refreshed: %s", clean(problem))
-
-    async def refresh(self) -> None:
-        """Read policies again whose text changed in the table."""
-        stored = await self._rows.checksums()
-        for name in [name for name, checksum in self._checksums.items() if stored.get(name, checksum) != checksum]:
-            await self._load(name)
-
-    async def _load(self, name: str) -> None:
-        row = await self._rows.get(name)
-        if row is None:
-            return
-        try:
-            policy = self._compiled.get(row.checksum)
-            if policy is None:
-                policy = await asyncio.to_thread(unwrap, row.text)
-        except PolicyError as problem:
-            log.error("Runtime policy %s cannot be used: %s", clean(name), clean(problem))  # noqa: TRY400
-            self._checksums.pop(name, None)
-            return
-        self._put(row, policy)
-
-    def _put(self, row: StoredPolicy, policy: RuntimePolicy) -> None:
-        self._checksums[row.name] = row.checksum
-        self._compiled.setdefault(row.checksum, policy)
-        self._sweep()
-
-    def _sweep(self) -> None:
-        used = set(self._checksums.values())
-        self._compiled = {checksum: policy for checksum, policy in self._compiled.items() if checksum in used}
+        await self.put_row(accepted.stored(name), accepted.policy)
 
 
 def policy_answer(row: StoredPolicy) -> dict[str, object]:

@@ -10,17 +10,21 @@ import time
 from base64 import b64decode
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise, unreadable
+from limeguard.appraisal.boot import BootMemo
+from limeguard.appraisal.findings import BOOT_LOG_BASE64, BOOT_LOG_MALFORMED, Finding
 from limeguard.appraisal.history import History
 from limeguard.appraisal.ima.memo import LineMemo
 from limeguard.appraisal.runtime import RuntimeExpected
 from limeguard.appraisal.verdict import Appraisal, Check, Outcome
 from limeguard.clients.agent import AgentClient, AgentRefused
 from limeguard.crypto.keysplit import KeyShareError, encrypt_key_share
+from limeguard.policy.boot import BootPolicy
 from limeguard.policy.keyring import Keyring, parse_keyring
 from limeguard.policy.runtime import RuntimePolicy
 from limeguard.store.nodes import Enrolled, NodeState
@@ -32,14 +36,22 @@ from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.supervision import Job
 from limeguard.web.client import Unreachable
 from limeguard.wire import versions
-from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer
+from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer, decode_boot_log
 
 log = get_logger("keylime.verifier")
 
 LONG_LIST: Final = 256 * 1024
 """Characters of a measurement list that are judged beside the loop, not in it: about 2,000 lines, 6 ms."""
+LONG_BOOT_LOG: Final = 32 * 1024
+"""Characters of a boot log that are judged beside the loop where it is a new one: about 100 events, 1 ms."""
+MAX_BOOT_VERDICTS: Final = 1 << 18
+"""Verdicts of boot logs that are kept: more than nodes in one process, or none would still be there when it is needed.
+"""
 NO_ANSWER: Final = frozenset({408, 500, 599})
 """Statuses that count as no answer and are tried again (Keylime REST API, how the verifier calls the agent)."""
+
+
+Judge = Callable[[Evidence, Expected, History, float], Appraisal]
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -59,15 +71,22 @@ class Result(msgspec.Struct, frozen=True):
     facts: Facts | None = None
 
 
+class NoBootPolicyError(Exception):
+    """The measured boot policy of a node is not there, so that nobody can say whether it booted as it should."""
+
+
 def history_of(state: NodeState) -> History:
     """Return what earlier rounds proved."""
     return History(state.clock, state.public_key, state.ima, state.boottime)
 
 
-class Policies(Protocol):
-    """Runtime policies by name, as they are in force now."""
+PolicyT_co = TypeVar("PolicyT_co", covariant=True)
 
-    def current(self, name: str, /) -> RuntimePolicy | None:
+
+class Policies(Protocol[PolicyT_co]):
+    """Policies of one kind by name, as they are in force now."""
+
+    def current(self, name: str, /) -> PolicyT_co | None:
         """Return the policy of that name; None when there is none that can be used."""
         ...
 
@@ -85,16 +104,23 @@ class Poller:
         agents: AgentClient,
         *,
         answer_within: float,
-        policies: Policies,
+        policies: Policies[RuntimePolicy],
+        boot_policies: Policies[BootPolicy],
         violations_found: bool = True,
+        boot_always: bool = False,
+        judge: Judge = appraise,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Use these calls; a nonce expires after `answer_within` seconds. `now` is seconds since 1970.
 
-        `policies` are asked when an answer is there, so that it is judged by what is in force then.
+        Policies are asked for when an answer is there, so that it is judged by what is in force then, by `judge`.
+        `boot_always` judges each boot log that comes, also when nothing changed since the last one.
         """
+        self._judge = judge
         self._policies = policies
+        self._boot_policies = boot_policies
+        self._boot_memo = None if boot_always else BootMemo(MAX_BOOT_VERDICTS)
         self._violations_found = violations_found
         self._memo = LineMemo()
         self._agents = agents
@@ -112,6 +138,8 @@ class Poller:
             return Result(lifecycle.Unreachable(f"{problem.kind}: {problem.reason}"))
         except AgentRefused as refused:
             return Result(await self._refused(node, refused))
+        except NoBootPolicyError as missing:
+            return Result(lifecycle.OurFault(f"there is no measured boot policy with name {clean(missing, 255)}"))
 
     async def _round(self, node: Node, *, partial: bool) -> Result:
         appraisal, answer = await self._asked(node, history_of(node.state), partial=partial)
@@ -142,11 +170,27 @@ class Poller:
             evidence = _evidence(answer)
         except BadAnswer as problem:
             return unreadable(self._expected(node, question, nonce_expires), history, clean(problem)), None
-        expected = self._expected(node, question, nonce_expires)
-        if len(evidence.ima_log or "") > LONG_LIST:
+        expected, now = self._expected(node, question, nonce_expires), self._now()
+        if now > nonce_expires:
+            # Requests end before that, so this process stood still meanwhile: nothing to hold against the node.
+            raise Unreachable("timeout", "the answer was looked at when its nonce had expired")
+        if self._takes_long(node, answer):
             # Seconds of work for a list of a million lines: other nodes must not wait for it.
-            return await asyncio.to_thread(appraise, evidence, expected, history, self._now()), answer
-        return appraise(evidence, expected, history, self._now()), answer
+            appraisal = await asyncio.to_thread(self._judge, evidence, expected, history, now)
+        else:
+            appraisal = self._judge(evidence, expected, history, now)
+        no_base64 = evidence.boot_log == b"" and answer.mb_measurement_list
+        return _not_base64(appraisal) if no_base64 else appraisal, answer
+
+    def _takes_long(self, node: Node, answer: QuoteAnswer) -> bool:
+        """Say whether judging takes milliseconds. A boot log does where it is another one than that of the last round.
+
+        That its length changed is a good enough sign: it only decides where the work is done.
+        """
+        length = len(answer.mb_measurement_list or "")
+        known = self._boot_memo is not None and node.boot_log_length == length
+        node.boot_log_length = length
+        return len(answer.ima_measurement_list or "") > LONG_LIST or (length > LONG_BOOT_LOG and not known)
 
     def _expected(self, node: Node, question: QuoteRequest, nonce_expires: float) -> Expected:
         enrolled = node.record.enrolled
@@ -162,7 +206,19 @@ class Poller:
             # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
             identity_only_allowed=True,
             runtime=self._runtime(enrolled),
+            boot_policy=self._boot(enrolled),
+            boot_memo=self._boot_memo,
         )
+
+    def _boot(self, enrolled: Enrolled) -> BootPolicy | None:
+        """Return what judges the node's boot log, None where nothing was to. Raises NoBootPolicyError."""
+        name = enrolled.mb_policy_name
+        if name is None:
+            return None
+        policy = self._boot_policies.current(name)
+        if policy is None:
+            raise NoBootPolicyError(name)
+        return policy
 
     def _runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
         """Return what judges the node's IMA log; None, which no node passes with that needs it, for no policy."""
@@ -233,5 +289,34 @@ def _evidence(answer: QuoteAnswer) -> Evidence:
         public_key=answer.pubkey,
         ima_log=answer.ima_measurement_list,
         ima_entry=answer.first_entry,
+        boot_log=_boot_log(answer.mb_measurement_list),
         boottime=answer.boottime,
+    )
+
+
+def _boot_log(text: str | None) -> bytes | None:
+    """Decode the boot log. What is not base64, or far too long, comes out empty, which no log is.
+
+    An empty text is no log, as in Keylime: agents send it where the kernel's file is empty.
+    """
+    if not text:
+        return None
+    try:
+        return decode_boot_log(text)
+    except BadAnswer:
+        return b""
+
+
+def _not_base64(appraisal: Appraisal) -> Appraisal:
+    """Return the appraisal of an empty boot log with the finding by its name, where there was no base64 to read."""
+    return structs.replace(
+        appraisal,
+        findings=tuple(
+            Finding(
+                BOOT_LOG_BASE64, {"message": "mb_measurement_list is not base64 of a boot log, or too long for one"}
+            )
+            if finding.kind is BOOT_LOG_MALFORMED
+            else finding
+            for finding in appraisal.findings
+        ),
     )

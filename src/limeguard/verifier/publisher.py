@@ -3,9 +3,10 @@
 from typing import Any
 
 from limeguard.store.notices import Notice
+from limeguard.verifier.notices import Channel
 
 
-class Publisher:
+class Publisher(Channel):
     """A PUB socket. Subscribers that are away miss what is sent, as this kind of socket has it."""
 
     def __init__(self, ip: str, port: int) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from limeguard.appraisal.findings import Finding
+from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.verdict import Checks, Integrity, Reachability
 from limeguard.policy.severity import SeverityRules
 from limeguard.store.nodes import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
@@ -45,6 +46,11 @@ def with_supervision(state: NodeState, supervision: Supervision) -> NodeState:
         last_event_id=supervision.last_event_id,
         supported_version=supervision.api_version,
     )
+
+
+def afresh(state: NodeState) -> NodeState:
+    """Return the state without what earlier rounds found and proved of logs: all is asked for again."""
+    return replace(state, findings=(), required_checks=(), ran_checks=(), ima=NO_IMA)
 
 
 def with_facts(state: NodeState, facts: Facts, *, trusted: bool) -> NodeState:

@@ -10,12 +10,14 @@ from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
+from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
 from limeguard.verifier.service import Deletion, Refused, VerifierService
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
 from limeguard.wire.envelope import BadRequest, envelope, error
+from limeguard.wire.evidence_v2 import VERIFY_EVIDENCE
 
 log = get_logger("keylime.verifier")
 
@@ -23,6 +25,7 @@ RULES: Final[Mapping[str, Rule]] = {
     "read_server_info": Rule.PUBLIC,
     "read_version": Rule.PUBLIC,
     "verify_identity": Rule.PUBLIC,
+    "verify_evidence": Rule.PUBLIC,
     "list_agents": Rule.ADMIN,
     "read_agent": Rule.AGENT_OR_ADMIN,
     "create_agent": Rule.ADMIN,
@@ -53,7 +56,6 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SUCCESS: Final = envelope(200, "Success", {})
 CREATED: Final = envelope(201, "Created", {})
 ACCEPTED: Final = envelope(202, "Accepted", {})
-BOOT_UNJUDGED: Final = "Measured boot policies are not judged by this version of the verifier, so none can be stored"
 
 Call = Callable[[Request], Awaitable[Response]]
 
@@ -80,7 +82,7 @@ def guarded(call: Call) -> Handler:
     return handle
 
 
-def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
+def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> tuple[Route, ...]:
     """Return the table of routes over one service."""
     nodes = _NodeHandlers(service)
     routes = (
@@ -96,6 +98,7 @@ def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
         Route("PUT", verifier_v2.REACTIVATE, "reactivate_agent", guarded(nodes.reactivate)),
         Route("PUT", verifier_v2.STOP, "stop_agent", guarded(nodes.stop)),
         Route("GET", verifier_v2.VERIFY_IDENTITY, "verify_identity", guarded(nodes.verify_identity)),
+        Route("POST", VERIFY_EVIDENCE, "verify_evidence", guarded(_evidence(onetime)), max_body=MAX_EVIDENCE),
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
@@ -107,37 +110,40 @@ def make_routes(service: VerifierService, watch: "Watch") -> tuple[Route, ...]:
 
 
 def _policy_routes(service: VerifierService) -> tuple[Route, ...]:
-    runtime = _PolicyHandlers(service)
-    no_boot = constant(json_response(200, verifier_v2.encode_boot_policy_names(())))
+    runtime, boot = _PolicyHandlers(service), _BootPolicyHandlers(service)
     return (
         Route("GET", verifier_v2.RUNTIME_POLICIES, "list_runtime_policies", guarded(runtime.names)),
         Route("GET", verifier_v2.RUNTIME_POLICY, "read_runtime_policy", guarded(runtime.read)),
         Route("POST", verifier_v2.RUNTIME_POLICY, "create_runtime_policy", guarded(runtime.create)),
         Route("PUT", verifier_v2.RUNTIME_POLICY, "update_runtime_policy", guarded(runtime.update)),
         Route("DELETE", verifier_v2.RUNTIME_POLICY, "delete_runtime_policy", guarded(runtime.delete)),
-        Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", no_boot),
-        Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", _unknown("Measured boot policy")),
-        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
-        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", constant(refuse(400, BOOT_UNJUDGED))),
-        Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", _unknown("Measured boot policy")),
+        Route("GET", verifier_v2.BOOT_POLICIES, "list_mb_policies", guarded(boot.names)),
+        Route("GET", verifier_v2.BOOT_POLICY, "read_mb_policy", guarded(boot.read)),
+        Route("POST", verifier_v2.BOOT_POLICY, "create_mb_policy", guarded(boot.create)),
+        Route("PUT", verifier_v2.BOOT_POLICY, "update_mb_policy", guarded(boot.update)),
+        Route("DELETE", verifier_v2.BOOT_POLICY, "delete_mb_policy", guarded(boot.delete)),
     )
+
+
+Figures = Callable[[], Awaitable[bytes]]
+"""Returns the text of all metrics."""
 
 
 class Watch:
     """Handlers for those who watch the verifier itself: load balancers, and Prometheus."""
 
-    def __init__(self, problem: Callable[[], str | None], figures: Callable[[], bytes]) -> None:
+    def __init__(self, problem: Callable[[], Awaitable[str | None]], figures: Figures) -> None:
         """Ask `problem` why no requests should come here, and `figures` for the text of all metrics."""
         self._problem, self._figures = problem, figures
 
     async def ready(self, _request: Request) -> Response:
         """Say whether requests are welcome."""
-        problem = self._problem()
+        problem = await self._problem()
         return Response(200 if problem is None else 503, f"{problem or 'ok'}\n".encode(), PLAIN)
 
     async def metrics(self, _request: Request) -> Response:
         """Return all figures."""
-        return Response(200, self._figures(), METRICS_TYPE)
+        return Response(200, await self._figures(), METRICS_TYPE)
 
 
 class _NodeHandlers:
@@ -214,6 +220,32 @@ class _PolicyHandlers:
         return empty(204)
 
 
+class _BootPolicyHandlers:
+    """Handlers about measured boot policies."""
+
+    def __init__(self, service: VerifierService) -> None:
+        self._service = service
+
+    async def names(self, _request: Request) -> Response:
+        return json_response(200, verifier_v2.encode_boot_policy_names(await self._service.boot_policy_names()))
+
+    async def read(self, request: Request) -> Response:
+        name = _policy_name(request)
+        return json_response(200, verifier_v2.encode_boot_policy(name, await self._service.boot_policy(name)))
+
+    async def create(self, request: Request) -> Response:
+        await self._service.store_boot_policy(_policy_name(request), request.body, replace=False)
+        return json_response(201, CREATED)
+
+    async def update(self, request: Request) -> Response:
+        await self._service.store_boot_policy(_policy_name(request), request.body, replace=True)
+        return json_response(201, CREATED)
+
+    async def delete(self, request: Request) -> Response:
+        await self._service.delete_boot_policy(_policy_name(request))
+        return empty(204)
+
+
 def _policy_name(request: Request) -> str:
     name = request.params["name"]
     if len(name) > MAX_NAME or "\0" in name:
@@ -235,11 +267,19 @@ def _readable(body: bytes) -> bool:
     return True
 
 
-def _unknown(what: str) -> Handler:
-    async def handle(request: Request) -> Response:
-        return refuse(404, f"{what} {clean(request.params['name'], 255)} not found")
+def _evidence(onetime: OneTime) -> Call:
+    async def verify(request: Request) -> Response:
+        try:
+            return json_response(*await onetime.verify(request.body))
+        except BusyError as busy:
+            return refuse(503, str(busy))
+        except BadRequest:
+            raise
+        except Exception:
+            log.exception("Error while verifying evidence")
+            return refuse(500, UNPROCESSED)
 
-    return handle
+    return verify
 
 
 async def _to_newest(_request: Request) -> Response:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from limeguard.policy.boot import NAMES, OWN_NAME
 from limeguard.settings import Component, IfSet, Loaded, Sources, TlsFiles, load
 from limeguard.settings import common as shared
 from limeguard.settings.kinds import (
@@ -92,6 +93,16 @@ class VerifierSettings:
     ignore_tomtou_errors: bool = option(
         BOOLEAN, "False", "Pass over violations in IMA logs (files that changed while they were measured)."
     )
+    measured_boot_policy_name: str = option(
+        choice(*NAMES, OWN_NAME, other="; modules that bring others are not loaded"),
+        "accept-all",
+        "What judges boot logs by the measured boot policies of the nodes.",
+    )
+    measured_boot_evaluate: str = option(
+        choice("once", "always"),
+        "once",
+        "When a boot log is judged: `once` until it or its policy changes, `always` in each round.",
+    )
     require_allow_list_signatures: bool = option(
         BOOLEAN, "False", "Take only runtime policies with a good DSSE signature."
     )
@@ -112,6 +123,12 @@ class VerifierSettings:
         "Seconds for which a passed round counts as trust; empty means five intervals and at least 10.",
         own=True,
     )
+    num_workers: int = option(
+        integer(0), "0", "Worker processes; 0 is one for each core, but not more than `max_workers`."
+    )
+    max_workers: int = option(
+        integer(0), "16", "Worker processes at most while `num_workers` is 0; 0 is without a bound."
+    )
     work_dir: Path = WORK_DIR
 
     @property
@@ -130,6 +147,12 @@ class VerifierSettings:
             ca_files(self.work_dir, where, self.trusted_client_ca),
             ca_files(self.work_dir, where, self.trusted_server_ca),
         )
+
+    def workers(self, cores: int) -> int:
+        """Return how many processes do the work on a machine with so many cores."""
+        if self.num_workers:
+            return self.num_workers
+        return max(min(cores, self.max_workers or cores), 1)
 
     @property
     def database(self) -> str:
@@ -185,18 +208,14 @@ def _cautions(settings: VerifierSettings) -> Iterator[Clash]:
 
 
 _PUSH = "only the push model uses it"
-_BOOT = "boot logs are not judged, and policies that ask for it are refused"
+_MODULES = "Python modules are not loaded into the verifier: say in a measured boot policy what the module checks"
 
 NOT_ACTED_ON = (
     *not_yet(
-        [("registrar_ip", ADDRESS, "127.0.0.1"), ("registrar_port", PORT, "8891"), ("num_workers", integer(0), "0")],
+        [("registrar_ip", ADDRESS, "127.0.0.1"), ("registrar_port", PORT, "8891")],
         "a verifier has no use for it",
     ),
-    *shared.MAX_WORKERS,
-    *not_yet(
-        [("measured_boot_policy_name", TEXT, "accept-all"), ("measured_boot_imports", LIST, "[]")], _BOOT, IfSet.WARN
-    ),
-    *not_yet([("measured_boot_evaluate", choice("once", "always"), "once")], _BOOT),
+    *not_yet([("measured_boot_imports", LIST, "[]")], _MODULES, IfSet.REFUSE),
     *shared.durable_attestation(""),
     *not_yet([("mode", choice("pull", "push", empty="pull"), "pull")], "the push model is not there", IfSet.REFUSE),
     *not_yet(

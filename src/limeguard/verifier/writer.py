@@ -6,8 +6,9 @@ newest state of each is written when it is back. Must not know what the states m
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -25,6 +26,8 @@ BATCH_SECONDS = 1.0
 what a crash loses of the rest is a count, and how far a log was read: the next round reads that part again."""
 MAX_BATCH = 2000
 """Nodes in one transaction: a longer one would keep other writers out for too long."""
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Bounds, in seconds, by which transactions are counted."""
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses while the database is away; the last one repeats."""
 
@@ -46,6 +49,12 @@ class WriterCounters:
     refused: int = 0
     failures: int = 0
     seconds: float = 0.0
+    latency: list[int] = field(default_factory=lambda: [0] * (len(LATENCY) + 1))
+
+    def took(self, seconds: float) -> None:
+        """Count a transaction that took so long."""
+        self.latency[bisect_left(LATENCY, seconds)] += 1
+        self.seconds += seconds
 
 
 class Writer:
@@ -69,7 +78,7 @@ class Writer:
         self._on_refused = on_refused
         self._waiting: dict[str, Node] = {}
         self._urgent: dict[str, Node] = {}
-        self._committed: dict[str, list[asyncio.Future[None]]] = {}
+        self._committed: dict[str, list[asyncio.Future[bool]]] = {}
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -92,11 +101,11 @@ class Writer:
             self._waiting[node.agent_id] = node
         self._wake.set()
 
-    def save_now(self, node: Node) -> asyncio.Future[None]:
-        """Have the node's state written at once; the future is done when it is committed, or will never be."""
+    def save_now(self, node: Node) -> asyncio.Future[bool]:
+        """Have the node's state written at once; the future says that it is committed, or False: that it never will."""
         self._waiting.pop(node.agent_id, None)
         self._urgent[node.agent_id] = node
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._committed.setdefault(node.agent_id, []).append(done)
         self._wake.set()
         self._hurry.set()
@@ -104,9 +113,12 @@ class Writer:
 
     def forget(self, node: Node) -> None:
         """Write nothing more of this node."""
-        self._waiting.pop(node.agent_id, None)
-        self._urgent.pop(node.agent_id, None)
-        self._settle(node.agent_id)
+        queues = (self._waiting, self._urgent)
+        if any(queue.get(node.agent_id, node) is not node for queue in queues):
+            return  # the id has been taken up anew
+        for queue in queues:
+            queue.pop(node.agent_id, None)
+        self._settle(node.agent_id, written=False)
 
     async def run(self) -> None:
         """Write until cancelled. A fault of ours is logged and the work is tried again: results are not lost."""
@@ -152,7 +164,7 @@ class Writer:
         except (StoreUnavailable, Conflict) as problem:
             self._note_failure(problem)
             return False
-        self.counters.seconds += time.monotonic() - began
+        self.counters.took(time.monotonic() - began)
         self._note_success(len(records), len(refused))
         if notices:
             for node in batch:
@@ -174,12 +186,12 @@ class Writer:
             if queue.get(node.agent_id) is node and unchanged:
                 del queue[node.agent_id]
         if unchanged:
-            self._settle(node.agent_id)
+            self._settle(node.agent_id, written=True)
 
-    def _settle(self, agent_id: str) -> None:
+    def _settle(self, agent_id: str, *, written: bool) -> None:
         for future in self._committed.pop(agent_id, ()):
             if not future.done():
-                future.set_result(None)
+                future.set_result(written)
 
     def _note_failure(self, problem: Exception) -> None:
         self.counters.failures += 1

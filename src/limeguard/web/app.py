@@ -79,7 +79,7 @@ class Route:
     """One operation: method, path pattern such as `/v2/agents/{agent_id}`, the action to be allowed, and what to call.
 
     `{name}` matches one non-empty segment. The first segment may name a version group (`versions` of the app).
-    `plain_http` opens the route to the listener without TLS.
+    `plain_http` opens the route to the listener without TLS. `max_body` is a bound below that of the app.
     """
 
     method: str
@@ -87,6 +87,7 @@ class Route:
     action: str
     handler: Handler
     plain_http: bool = False
+    max_body: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,7 @@ class App:
             caller = await self._authorize(incoming, route, params)
             path, _, query_text = incoming.target.partition("?")
             query = _query(query_text)
-            body = await self._body(incoming)
+            body = await self._body(incoming, route)
         except _Refused as refused:
             return refused.response
         except ValueError:
@@ -287,11 +288,12 @@ class App:
             raise _Refused(auth_error(403, "Forbidden", reason))
         return caller
 
-    async def _body(self, incoming: Incoming) -> bytes:
+    async def _body(self, incoming: Incoming, route: Route) -> bytes:
+        limit = self._max_body if route.max_body is None else min(route.max_body, self._max_body)
         try:
-            return await incoming.read_body(self._max_body)
+            return await incoming.read_body(limit)
         except BodyTooLarge:
-            text = f"Request body is larger than {self._max_body} bytes"
+            text = f"Request body is larger than {limit} bytes"
             raise _Refused(self._on_error(413, text)) from None
         except BodyTimeout:
             raise _Refused(self._on_error(408, "Request body did not arrive in time")) from None

@@ -123,8 +123,20 @@ def _adapt(answer: Answer, *, secure: bool) -> Callable[[web.BaseRequest], Await
 class Listener:
     """One listening socket of a service."""
 
-    def __init__(self, answer: App | Answer, host: str, port: int, context: ssl.SSLContext | None = None) -> None:
-        """Prepare; `context` None means plain HTTP, port 0 lets the system choose."""
+    def __init__(
+        self,
+        answer: App | Answer,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        *,
+        reuse_port: bool = False,
+    ) -> None:
+        """Prepare; `context` None means plain HTTP, port 0 lets the system choose.
+
+        `reuse_port` lets other processes of this user listen on the same port; the system shares connections out.
+        """
+        self._reuse_port = reuse_port or None
         self._answer: Answer = answer.handle if isinstance(answer, App) else answer
         self._host, self._port, self._context = host, port, context
         self._runner: web.ServerRunner | None = None
@@ -141,7 +153,9 @@ class Listener:
         )
         runner = web.ServerRunner(server, shutdown_timeout=5.0)
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port, ssl_context=self._context, backlog=1024)
+        site = web.TCPSite(
+            runner, self._host, self._port, ssl_context=self._context, backlog=1024, reuse_port=self._reuse_port
+        )
         try:
             await site.start()
         except BaseException:

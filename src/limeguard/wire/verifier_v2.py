@@ -155,6 +155,27 @@ class BootPolicyNames(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = msgspec.field(name="mbpolicy names")
 
 
+class BootPolicyAnswer(msgspec.Struct, frozen=True):
+    """`results` of one measured boot policy: its text as uploaded."""
+
+    name: str
+    mb_policy: str | None
+
+
+class BootPolicyUpload(msgspec.Struct, frozen=True):
+    """Body that stores a measured boot policy: its text, or null where nothing is asked of the boot."""
+
+    mb_policy: str | None
+
+
+def boot_policy_exists(name: str) -> str:
+    """Return the refusal of an enrolment that brings a measured boot policy under a name that is taken."""
+    return (
+        f"mb_policy with name {name} already exists. "
+        "Please use a different name or delete the mb_policy from the verifier."
+    )
+
+
 class IdentityResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """`results` of the identity check: `valid` is 1 or 0, `reason` says why not."""
 
@@ -232,6 +253,18 @@ def decode_identity_question(query: Mapping[str, str]) -> IdentityQuestion:
     return IdentityQuestion(query["agent_uuid"], query["quote"], query["nonce"], query["hash_alg"])
 
 
+def decode_boot_policy(body: bytes) -> BootPolicyUpload:
+    """Read the body that stores a measured boot policy. Raises BadRequest."""
+    if not body:
+        raise BadRequest(NO_BODY)
+    members = _object(body)
+    _require(members, ("mb_policy",))  # one that was forgotten must not switch the check off
+    try:
+        return msgspec.convert(members, BootPolicyUpload, strict=True)
+    except (msgspec.ValidationError, RecursionError) as problem:
+        raise BadRequest(f"Exception error: {problem}") from None
+
+
 def encode_status(status: AgentStatus) -> bytes:
     """Encode the answer to a question for one node."""
     return envelope(200, "Success", status)
@@ -260,6 +293,11 @@ def encode_runtime_policy_names(names: tuple[str, ...]) -> bytes:
 def encode_boot_policy_names(names: tuple[str, ...]) -> bytes:
     """Encode the list of measured boot policies."""
     return envelope(200, "Success", BootPolicyNames(names))
+
+
+def encode_boot_policy(name: str, text: str | None) -> bytes:
+    """Encode one measured boot policy."""
+    return envelope(200, "Success", BootPolicyAnswer(name, text))
 
 
 def _object(body: bytes) -> dict[str, object]:

@@ -34,13 +34,23 @@ def read_text(path: str) -> str:
 
 
 def flat_allowlist(text: str) -> Digests:
-    """Read lines of digest and path; a blank in a path is written as the kernel logs it."""
+    """Read lines of digest and path, as `sha256sum` prints them; a blank in a path is written as the kernel logs it.
+
+    `sha256sum` begins a line with a backslash when it had to escape something in the name, and marks binary mode with
+    an asterisk before it.
+    """
     digests: Digests = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         digest, _, path = re.sub(r"\s+", " ", line.strip(), count=1).partition(" ")
+        if digest.startswith("\\"):
+            digest, path = digest[1:], _ESCAPED.sub(lambda found: _ESCAPES[found[1]], path)
         if digest and path:
-            add(digests, logged(path), digest)
+            add(digests, logged(path.removeprefix("*") if path.startswith("*/") else path), digest)
     return digests
+
+
+_ESCAPES: Final = {"\\": "\\", "n": "\n", "r": "\r"}
+_ESCAPED: Final = re.compile(r"\\([\\nr])")
 
 
 def exclude_list(text: str) -> list[str]:

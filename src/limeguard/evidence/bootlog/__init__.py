@@ -1,0 +1,1 @@
+"""The boot log: what firmware, boot loaders and kernel stubs say they measured before the kernel ran."""
