@@ -35,9 +35,9 @@ class MixedSite(Site):
         logging.write_text(self._keylime["LOGGING"])
         return {**named, "KEYLIME_LOGGING_CONFIG": str(logging)}
 
-    def _start(self, name: str, port: int) -> Program:
+    def _start(self, name: str, port: int, *arguments: str) -> Program:
         if self._makers[name] == "limeguard":
-            return super()._start(name, port)
+            return super()._start(name, port, *arguments)
         environment = {**self.environment(), "KEYLIME_TEST": "on"}
         program = Program(name, [str(peer_program(f"keylime_{name}"))], environment, self.logs)
         program.start()
