@@ -179,8 +179,7 @@ def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pid: int | N
         finally:
             showing.cancel()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(run())
+    report = uvloop.run(run())
     return {"plan": {**asdict(plan), "scenario": len(plan.scenario)}, **report.figures()}
 
 
