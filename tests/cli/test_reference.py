@@ -15,6 +15,7 @@ from limeguard.cli.main import limeguard
 from limeguard.cli.policy import make_parser as make_policy_parser
 from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
+from limeguard.cli.verifier import make_parser as make_verifier_parser
 from limeguard.tenant.request import COMMANDS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -58,6 +59,7 @@ def click_options() -> set[str]:
 
 
 OPTIONS = tenant_options() | click_options() | policy_options() | policy_options(make_emulator_parser())
+OPTIONS |= policy_options(make_verifier_parser())
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands(limeguard)])
