@@ -110,10 +110,10 @@ class Running:
 
 
 @contextmanager
-def ours(plan: Plan) -> Iterator[Running]:
-    """Run limeguard's verifier."""
+def ours(plan: Plan, workers: int) -> Iterator[Running]:
+    """Run limeguard's verifier; 0 workers are as many as it starts by itself."""
     with Sandbox(verifier={"quote_interval": str(plan.interval)}) as sandbox:
-        sandbox.start_verifier()
+        sandbox.start_verifier(*(["--workers", str(workers)] if workers else []))
         pid = sandbox.verifier.pid if sandbox.verifier is not None else 0
         yield Running(pid, sandbox.ports["verifier"], sandbox.authority)
 
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--interval", type=float, default=2.0)
     parser.add_argument("--digests", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=0, help="processes of limeguard; 0: as installed")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -191,7 +192,7 @@ def main() -> None:
             digests=digests,
         )
         print(f"{options.nodes} machines every {options.interval:g} s, {title}: CPU of the verifier a round")
-        with ours(plan) as running:
+        with ours(plan, options.workers) as running:
             base = row("limeguard", measured(plan, running), None)
         if peer:
             with keylimes(plan) as running:

@@ -16,6 +16,7 @@ from limeguard.cli.policy import make_parser as make_policy_parser
 from limeguard.cli.push_agent import make_parser as make_push_parser
 from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
+from limeguard.cli.verifier import make_parser as make_verifier_parser
 from limeguard.tenant.request import COMMANDS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "reference"
@@ -58,7 +59,7 @@ def click_options() -> set[str]:
     return found - {"--help", "--version"}
 
 
-PARSERS = (make_emulator_parser(), make_push_parser("limeguard agent push"))
+PARSERS = (make_emulator_parser(), make_push_parser("limeguard agent push"), make_verifier_parser())
 OPTIONS = tenant_options() | click_options() | policy_options().union(*(policy_options(one) for one in PARSERS))
 
 

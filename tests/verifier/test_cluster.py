@@ -324,7 +324,7 @@ async def test_rounds_go_on_for_a_bounded_time_while_the_database_is_away(
         await asyncio.sleep(0.3)
         assert agent.quotes > asked, "the lease has ended, and nobody can have taken it"
         assert (await site.view(agent))["condition"] == "trusted"
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.2)
         asked = agent.quotes
         await asyncio.sleep(0.4)
         assert agent.quotes == asked, "the time for which that is assumed is over"

@@ -200,3 +200,18 @@ async def test_batches_are_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     await desk.quiet()
     assert max(len(batch) for batch in desk.rows.batches) <= 100
     assert len(desk.rows.rows) == 1050
+
+
+async def test_many_changes_of_trust_in_a_row_share_transactions(desk: Desk) -> None:
+    nodes = [make_node(f"n{number}") for number in range(20)]
+    began = asyncio.get_running_loop().time()
+    written = []
+    for node in nodes:
+        count(node, 1)
+        written.append(desk.writer.save_now(node))
+        await asyncio.sleep(0.005)
+    await asyncio.gather(*written)
+    lasted = asyncio.get_running_loop().time() - began
+    assert desk.rows.batches[0] == ["n0"]  # the first is not kept waiting
+    assert len(desk.rows.batches) <= 2 + lasted / module.GAP_SECONDS
+    assert sorted(one for batch in desk.rows.batches for one in batch) == sorted(node.agent_id for node in nodes)

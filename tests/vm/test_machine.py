@@ -23,6 +23,7 @@ CHANGES = r"""boot_aggregate
 """
 """What is not in the build's list of digests: the aggregate is judged by itself, the rest the guest writes itself."""
 SLOW = 120.0
+BOOT = "unified-kernel"
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +79,27 @@ def policy(site: Site, folder: Path) -> Path:
     return made
 
 
-def enrolled(site: Site, guest: Guest, folder: Path) -> None:
-    """Enrol the guest with a policy over everything that it runs."""
-    shutil.copy(folder / "tpm-ca" / "issuercert.pem", site.store / "guest-tpm.pem")
-    done = site.tenant("-c", "add", "-u", guest.id, "--runtime-policy", str(policy(site, site.folder)))
+def learned(site: Site, guest: Guest, folder: Path) -> Path:
+    """Make a boot policy from what the guest's firmware and kernel have logged."""
+    log, made = folder / "boot.log", folder / "boot.json"
+    log.write_bytes(guest.read("/sys/kernel/security/tpm0/binary_bios_measurements"))
+    done = site.tenant("learn", str(log), "-o", str(made), program=site.command("boot"))
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def spoken(site: Site, *words: str) -> None:
+    """Give the tenant a command that must succeed."""
+    done = site.tenant(*words)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def enrolled(site: Site, guest: Guest, folder: Path) -> None:
+    """Enrol the guest with policies over what it boots and everything that it runs."""
+    shutil.copy(folder / "tpm-ca" / "issuercert.pem", site.store / "guest-tpm.pem")
+    spoken(site, "-c", "addmbpolicy", "--mb-policy-name", BOOT, "--mb-policy", str(learned(site, guest, site.folder)))
+    runtime = str(policy(site, site.folder))
+    spoken(site, "-c", "add", "-u", guest.id, "--runtime-policy", runtime, "--mb-policy-name", BOOT)
 
 
 def test_a_booted_machine_is_trusted_until_it_runs_what_nobody_listed(
@@ -90,7 +107,7 @@ def test_a_booted_machine_is_trusted_until_it_runs_what_nobody_listed(
 ) -> None:
     enrolled(site, guest, tmp_path_factory.getbasetemp() / "vm0")
     view = view_of(site, guest, "trusted", rounds=2)
-    assert {"quote-signature", "ima-log"} <= set(view["checks"]["ran"])
+    assert {"quote-signature", "ima-log", "boot-log"} <= set(view["checks"]["ran"])
 
     guest.run(
         "mkdir -p /usr/local/bin; cp /bin/true /usr/local/bin/tool; echo >> /usr/local/bin/tool; /usr/local/bin/tool"
@@ -99,8 +116,17 @@ def test_a_booted_machine_is_trusted_until_it_runs_what_nobody_listed(
     found = {finding["context"].get("path") for finding in view["findings"]}
     assert found == {"/usr/local/bin/tool"}
 
-    # A new start has not run it, and an operator says that the machine may come back.
+    # A new start has not run it, its firmware measures the same, and an operator says that the machine may come back.
     guest.reboot()
-    done = site.tenant("-c", "reactivate", "-u", guest.id)
-    assert done.returncode == 0, done.stdout + done.stderr
-    view_of(site, guest, "trusted", rounds=1)
+    spoken(site, "-c", "reactivate", "-u", guest.id)
+    view = view_of(site, guest, "trusted", rounds=1)
+    assert {"ima-log", "boot-log"} <= set(view["checks"]["ran"])
+
+    # Policies are replaced in place: now Secure Boot would have to be off.
+    wanted = site.folder / "boot.json"
+    wanted.write_text(json.dumps({**json.loads(wanted.read_text()), "secure_boot": "off"}))
+    spoken(site, "-c", "updatembpolicy", "--mb-policy-name", BOOT, "--mb-policy", str(wanted))
+    view = view_of(site, guest, "distrusted")
+    (finding,) = view["findings"]
+    assert finding["event_id"] == "measured_boot.policy_limeguard"
+    assert "Secure Boot is on; the policy requires it to be off" in finding["context"]["message"]

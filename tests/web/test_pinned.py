@@ -133,6 +133,34 @@ async def test_an_answer_that_is_none_is_refused(answer: bytes, kind: str) -> No
         assert http.idle == 0
 
 
+async def test_a_head_without_end_is_given_up_before_it_fills_memory() -> None:
+    # trust: bounded
+    sent = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+        try:
+            while sent < 100_000_000:
+                writer.write(b"x" * 65_536)
+                await writer.drain()
+                sent += 65_536
+        except ConnectionError:
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    http = PinnedHttp(None, timeout=20.0, max_answer=1_000)
+    with pytest.raises(Unreachable) as refused:
+        await http.request("GET", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert refused.value.kind == "protocol"
+    await http.close()
+    server.close()
+    await asyncio.sleep(0.05)
+    assert sent < 30_000_000
+
+
 async def test_an_answer_that_stops_half_way_is_none() -> None:
     async with served(Peer(OK[:-1], close=True)) as (http, url):
         with pytest.raises(Unreachable, match="within the answer"):

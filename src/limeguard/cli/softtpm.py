@@ -16,6 +16,7 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 60.0
 STOP_SECONDS = 15.0
+GROUP_SECONDS = 2.0
 SHOWN_LINES = 15
 PORTS = range(16000, 32000)
 
@@ -121,6 +122,9 @@ class Program:
             except ProcessLookupError:
                 return
             self._process.wait()
+            end = time.monotonic() + GROUP_SECONDS
+            while _lives(self._process.pid) and time.monotonic() < end:
+                time.sleep(0.01)
 
 
 def wait_for_port(port: int, program: Program, seconds: float = READY_SECONDS) -> None:
@@ -231,3 +235,16 @@ class SoftwareTpm:
                 tpm.pcr_extend(ESYS_TR(pcr), TPML_DIGEST_VALUES([value]))
         except TSS2_Exception as problem:
             raise SandboxError(f"the TPM did not extend PCR {pcr}: {problem}") from problem
+
+
+def _lives(group: int) -> bool:
+    """Say whether a thread of this process group has not ended: what a killed process started ends a little later."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = path.read_text().rpartition(")")[2].split()[:3]
+            # The last thread closes the files, though the first has ended.
+            if int(found) == group and (state != "Z" or len(list(path.parent.glob("task/*"))) > 1):
+                return True
+        except (OSError, ValueError):
+            continue
+    return False

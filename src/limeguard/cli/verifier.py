@@ -37,14 +37,20 @@ EXPECTED: Final = (
 """What stops a start for a reason that an operator can mend: a sentence says it, no trace."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verifier; return its exit status: 0 after a signal, 1 when it cannot run, 2 for wrong arguments."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the program's own arguments."""
     parser = argparse.ArgumentParser(
         prog="keylime_verifier",
         description="Attest nodes: ask their agents for quotes, judge the answers, say what is trusted.",
         epilog="Configured by verifier.conf and the environment (KEYLIME_VERIFIER_*); other arguments are ignored.",
     )
     parser.add_argument("--workers", type=_count, metavar="N", help="worker processes; by default one for each core")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verifier; return its exit status: 0 after a signal, 1 when it cannot run, 2 for wrong arguments."""
+    parser = make_parser()
     options, _ = parser.parse_known_args(argv)
     sources = Sources.of_process()
     set_up_logging(sources)

@@ -22,7 +22,7 @@ from limeguard.wire.verifier_v2 import EnrolmentRequest
 API: Final = "2.6"
 POLICY: Final = "simulated-fleet"
 PREFIX: Final = "simulated-"
-CONCURRENT: Final = 32
+CONCURRENT: Final = 64
 """Requests of the operator at a time."""
 MAX_ANSWER: Final = 1 << 28
 TIMEOUT: Final = 60.0

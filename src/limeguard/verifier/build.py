@@ -120,8 +120,8 @@ def make_session_rules(settings: VerifierSettings, *, shared: bool) -> SessionRu
 
 
 def gather_seconds(trust_lifetime: float) -> float:
-    """Return how long results of rounds may wait: what is stored of trust lasts three quarters of its life at least."""
-    return min(max(trust_lifetime / 4, BATCH_SECONDS), MAX_GATHER_SECONDS)
+    """Return how long results of rounds may wait: what is stored of trust lasts half of its life at least."""
+    return min(max(trust_lifetime / 2, BATCH_SECONDS), MAX_GATHER_SECONDS)
 
 
 def make_signers(settings: VerifierSettings) -> Signers:

@@ -29,6 +29,8 @@ OTHERS: Final = ""
 BATCH: Final = 50
 IDLE_SECONDS: Final = 5.0
 """Seconds between two looks at the outbox when nobody says that there is something in it."""
+LOOK_SECONDS: Final = 0.1
+"""Between two looks at the least: when many nodes fail one after the other, their notices are taken together."""
 CLAIM_SECONDS: Final = 120.0
 """Nobody else delivers a notice for so long; a verifier that died in between leaves it to the next."""
 FAN_OUT: Final = 32
@@ -256,8 +258,9 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Look now: something was put into the outbox."""
-        for lane in self._lanes.values():
-            lane.wake.set()
+        for name, lane in self._lanes.items():
+            if name != OTHERS:
+                lane.wake.set()
 
     async def run(self) -> None:
         """Deliver until cancelled; no channel waits for another."""
@@ -277,6 +280,7 @@ class Dispatcher:
                 log.exception("Error while delivering notices")
                 full = False
             if not full:
+                await asyncio.sleep(LOOK_SECONDS)
                 await self._wait(lane)
 
     async def _wait(self, lane: "_Lane") -> None:

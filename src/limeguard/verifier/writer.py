@@ -24,6 +24,9 @@ log = get_logger("keylime.verifier")
 BATCH_SECONDS = 1.0
 """Results of rounds wait at most this long for company by default. What readers decide by never waits (`save_now`);
 what a crash loses of the rest is a count, and how far a log was read: the next round reads that part again."""
+GAP_SECONDS = 0.05
+"""Between two transactions, even for changes of trust: the first is written at once, those that follow it in numbers,
+when many nodes fail together, a moment later and together. In memory distrust counts at once in any case."""
 MAX_BATCH = 2000
 """Nodes in one transaction: a longer one would keep other writers out for too long."""
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -83,6 +86,7 @@ class Writer:
         self._hurry = asyncio.Event()
         self._lock = asyncio.Lock()
         self._failed = 0
+        self._wrote_at = -GAP_SECONDS
         self.counters = WriterCounters()
 
     @property
@@ -127,6 +131,7 @@ class Writer:
             try:
                 if not self._urgent:
                     await self._gather()
+                await self._let_pass()
                 await self.flush()
             except Exception:
                 log.exception("Error while writing results of rounds")
@@ -141,6 +146,12 @@ class Writer:
                 await self._hurry.wait()
         except TimeoutError:
             return
+
+    async def _let_pass(self) -> None:
+        """Let a moment pass since the last transaction: many changes of trust in a row share one."""
+        left = self._wrote_at + GAP_SECONDS - time.monotonic()
+        if left > 0:
+            await asyncio.sleep(left)
 
     async def flush(self) -> bool:
         """Write what is waiting, changes of trust first; False when the database could not take it."""
@@ -164,7 +175,8 @@ class Writer:
         except (StoreUnavailable, Conflict) as problem:
             self._note_failure(problem)
             return False
-        self.counters.took(time.monotonic() - began)
+        self._wrote_at = time.monotonic()
+        self.counters.took(self._wrote_at - began)
         self._note_success(len(records), len(refused))
         if notices:
             for node in batch:

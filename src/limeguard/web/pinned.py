@@ -246,6 +246,7 @@ class _Connection:
         "_max_answer",
         "_parser",
         "_size",
+        "_unread",
         "_wanted",
         "end",
         "usable",
@@ -264,7 +265,7 @@ class _Connection:
         self._headers: dict[str, str] = _NONE
         self._body: list[bytes] = _NOTHING
         self._began = False
-        self._head = self._size = 0
+        self._head = self._size = self._unread = 0
 
     # --- what the pool does ------------------------------------------------------------------------------------------
 
@@ -332,6 +333,10 @@ class _Connection:
             self._fail(_StaleError())  # nothing was asked: whatever it is, it is no answer of ours
             return
         self._began = True
+        if self._unread > MAX_HEAD:  # llhttp keeps what it was given of a header until that ends
+            self._fail(Unreachable("protocol", f"the answer's headers are larger than {MAX_HEAD} bytes"))
+            return
+        self._unread += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as problem:
@@ -352,6 +357,7 @@ class _Connection:
         self._headers[name.decode("latin-1").title()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
+        self._unread = _HEAD_READ
         announced = self._headers.get("Content-Length", "")
         if announced.isdecimal() and int(announced) > self._max_answer:
             raise Unreachable("too_large", f"the answer announces more than {self._max_answer} bytes")
@@ -365,7 +371,7 @@ class _Connection:
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
-            self._headers, self._body, self._head, self._size = {}, [], 0, 0
+            self._headers, self._body, self._head, self._size, self._unread = {}, [], 0, 0, 0
             return
         answered, self._wanted = self._wanted, None
         # A second answer to one question: whatever it answers, it is nothing that was asked.
@@ -377,5 +383,7 @@ class _Connection:
             self._channel.close()
 
 
+_HEAD_READ: Final = -(1 << 62)
+"""Bytes of an answer that are counted as its head from there on: more than any body has."""
 _NONE: Final[dict[str, str]] = {}
 _NOTHING: Final[list[bytes]] = []
