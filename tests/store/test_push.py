@@ -79,7 +79,9 @@ def row(number: int, *, passed: bool = True, agent: str = "a") -> AttestationRow
 
 async def test_attestations_are_kept_up_to_a_bound(database: Database) -> None:
     # trust: bounded
-    rows = Attestations(database)
+    nodes, rows = Nodes(database, "default"), Attestations(database)
+    for name in ("a", "b"):
+        await nodes.add(make_record(name), mtls_cert=None, revocation_key="")
     await rows.write([row(n, passed=n % 2 == 0) for n in range(3 * MAX_KEPT)] + [row(0, agent="b")])
     await rows.write([row(500)], ["a"])
     kept = await rows.list("a")
@@ -94,10 +96,14 @@ async def test_attestations_are_kept_up_to_a_bound(database: Database) -> None:
 
 async def test_a_deleted_node_takes_its_sessions_and_attestations_along(database: Database) -> None:
     nodes, sessions, records = Nodes(database, "default"), SessionRows(database, "default"), Attestations(database)
-    await nodes.add(make_record("a"), mtls_cert=None, revocation_key="")
+    for name in ("a", "b"):
+        await nodes.add(make_record(name), mtls_cert=None, revocation_key="")
     await sessions.add(waiting("x"))
     await records.write([row(1), row(1, agent="b")])
     assert await nodes.delete("a")
     assert await sessions.get("x") is None
     assert await records.list("a") == []
     assert len(await records.list("b")) == 1
+    await records.write([row(2), row(2, agent="b")])  # by a worker that has not heard of it
+    assert await records.list("a") == []
+    assert len(await records.list("b")) == 2

@@ -1,13 +1,13 @@
 """Attestations of nodes that push, as they are kept for people to look at. What decides is in the node's own row."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from limeguard.store.database import Database
-from limeguard.store.schema_verifier import attestations
+from limeguard.store.schema_verifier import attestations, nodes
 
 MAX_KEPT = 64
 """Failed attestations that are kept of a node, and as many passed ones: the newest, and up to a few more."""
@@ -33,10 +33,15 @@ class Attestations:
         self._database = database
 
     async def write(self, rows: Sequence[AttestationRow], crowded: Sequence[str] = ()) -> None:
-        """Write rows, in the place of those with the same number, and forget the oldest of `crowded` nodes."""
+        """Write rows, in the place of those with the same number, and forget the oldest of `crowded` nodes.
+
+        Rows of nodes that are gone are left out: another worker may have deleted one a moment ago.
+        """
         async with self._database.transaction() as connection:
-            for start in range(0, len(rows), _CHUNK):
-                chunk = rows[start : start + _CHUNK]
+            there = await _kept_nodes(connection, {row.agent_id for row in rows})
+            wanted = [row for row in rows if row.agent_id in there]
+            for start in range(0, len(wanted), _CHUNK):
+                chunk = wanted[start : start + _CHUNK]
                 await connection.execute(_DELETE, [_key(row.agent_id, row.number) for row in chunk])
                 await connection.execute(_INSERT, [_values(row) for row in chunk])
             for agent_id in crowded:
@@ -68,6 +73,16 @@ _DELETE = attestations.delete().where(
     attestations.c.agent_id == sa.bindparam("b_agent_id"), attestations.c.number == sa.bindparam("b_number")
 )
 _INSERT = attestations.insert()
+
+
+async def _kept_nodes(connection: AsyncConnection, agent_ids: Collection[str]) -> frozenset[str]:
+    """Return those of the nodes that there are, and keep them so until the transaction ends."""
+    found: set[str] = set()
+    ids = sorted(agent_ids)
+    for start in range(0, len(ids), _CHUNK):
+        query = sa.select(nodes.c.agent_id).where(nodes.c.agent_id.in_(ids[start : start + _CHUNK]))
+        found.update((await connection.execute(query.order_by("agent_id").with_for_update(read=True))).scalars())
+    return frozenset(found)
 
 
 def _key(agent_id: str, number: int) -> dict[str, object]:
