@@ -12,8 +12,8 @@ from tests.fakes.verifier_site import Site, running_verifier
 
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.routes import RULES, Watch, make_routes
-from limeguard.web.app import App, Incoming, Route
-from limeguard.web.auth import Authorizer, Rule
+from limeguard.web.app import App, Incoming, Request, Response, Route, constant
+from limeguard.web.auth import Authorizer, Caller, CallerKind, Rule
 from limeguard.wire.versions import PREFIXES
 
 pytestmark = pytest.mark.services
@@ -66,6 +66,23 @@ def callers(site: Site, folder: Path, authority: Authority) -> dict[str, ssl.SSL
         "foreign authority": client_context(foreign.issue("operator"), trusted),
         "an agent's own certificate": client_context(self_signed(folder / "agent", "node-1"), trusted),
     }
+
+
+async def test_whatever_agents_may_do_goes_to_the_worker_that_knows_their_enrolment() -> None:
+    # trust: authority - others take a token for what it says until the owner has looked at it
+    owner = Response(299)
+    elsewhere = make_routes(
+        *(_NOTHING, _NOTHING, Watch(nothing, _NOTHING), _NOTHING, _NOTHING),
+        lambda _handler: constant(owner),
+        push_by_default=False,
+    )
+    asked = Request(
+        "GET", "/", {}, {}, {}, b"", Caller(CallerKind.AGENT, "node-1"), secure=True, request_id="", peer=""
+    )
+    of_agents = [route for route in elsewhere if RULES[route.action] in {Rule.AGENT, Rule.AGENT_OR_ADMIN}]
+    assert len(of_agents) >= 4
+    for route in of_agents:
+        assert await route.handler(asked) == owner, route.pattern
 
 
 def test_every_route_has_an_operation_and_a_rule() -> None:

@@ -175,15 +175,20 @@ async def test_tokens_count_for_their_node_alone_and_end_with_it_on_every_worker
     for site in two.sites:
         one.site = site
         assert (await one.send_offer()).status == 201
+        assert (await one.ask("GET", "/v2.6/agents/node-1")).status == 200
+        assert (await one.ask("GET", "/v2.6/agents/node-2")).status == 403
     answer = await two.other("node-1").ask("DELETE", "/v2.6/agents/node-1")
     assert answer.status == 200
     for site in two.sites:
         one.site = site
         await refused(one, token, 401)
+        assert (await one.ask("GET", "/v2.6/agents/node-1")).status == 401
     again = await two.enrolled("node-1", node=one.node)
     for site in two.sites:
         again.site = site
         await refused(again, token, 401)
+        again.token = token
+        assert (await again.ask("GET", "/v2.6/agents/node-1")).status == 401
 
 
 async def test_a_node_whose_owner_dies_attests_again_after_the_take_over(two: Crew) -> None:

@@ -48,6 +48,10 @@ class Enrolments:
         """Look into memory by `node_of` for what is `kept` there, and into `rows` for the rest."""
         self._node_of, self._kept, self._rows, self._verifier_id = node_of, kept, rows, verifier_id
 
+    def are_here(self, agent_id: str) -> bool:
+        """Say whether this worker decides about a node, if there is one."""
+        return self._kept.keeps(agent_id)
+
     async def of(self, agent_id: str) -> Enrolment | None:
         """Return a node's enrolment; None where there is none, or none that can be used."""
         node = self._in_memory(agent_id)

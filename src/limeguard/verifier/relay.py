@@ -1,10 +1,10 @@
 """Requests of nodes that attest by themselves, handed to the worker that supervises the node: over a private socket.
 
 A connection of such a node stays with the worker that the system gave it to; its attestations are in its owner's
-memory. Whoever took the request has checked the caller, and the owner checks again, from the credentials on: only for
-the name in a client certificate it goes by the word of its sibling, who alone may enter the folder of the sockets. What
-cannot be handed on is refused with a time to come again, and nothing has changed then. Must not know what requests
-mean.
+memory. Whoever took the request has looked at the credentials, and the owner does again. It alone knows whether the
+node is still enrolled as it was when a token was given out, so whatever agents may do goes to it. Only for the name in
+a client certificate it goes by the word of its sibling, who alone may enter the folder of the sockets. What cannot be
+handed on is refused with a time to come again, and nothing has changed then. Must not know what requests mean.
 """
 
 import asyncio

@@ -12,7 +12,8 @@ from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
 from limeguard.verifier.push import PushRounds
-from limeguard.verifier.push_routes import push_routes
+from limeguard.verifier.push_routes import NOT_HERE_SECONDS, push_routes
+from limeguard.verifier.relay import NotHereError
 from limeguard.verifier.service import Deletion, Refused, VerifierService
 from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
@@ -83,9 +84,22 @@ def guarded(call: Call) -> Handler:
             return refuse(problem.code, problem.status_text)
         except Refused as problem:
             return refuse(problem.status, problem.text)
+        except NotHereError:
+            said = refuse(503, "The process that answers for this node cannot be found at this moment")
+            return Response(said.status, said.body, said.content_type, {"Retry-After": str(NOT_HERE_SECONDS)})
         except StoreUnavailable as problem:
             log.error("%s %s: %s", clean(request.method), clean(request.path), clean(problem))  # noqa: TRY400
             return refuse(500, "Internal server error")
+
+    return handle
+
+
+def _agents_at(at_owner: Callable[[Handler], Handler], call: Call) -> Call:
+    """Return the call as it is for agents where the node is: only there a token is known to be one of its enrolment."""
+    of_agents = at_owner(call)
+
+    async def handle(request: Request) -> Response:
+        return await (of_agents if request.caller.kind is CallerKind.AGENT else call)(request)
 
     return handle
 
@@ -110,7 +124,7 @@ def make_routes(
         Route("GET", "/version", "read_version", version),
         Route("GET", "/versions", "read_version", version),
         Route("GET", verifier_v2.NODES, "list_agents", guarded(nodes.list)),
-        Route("GET", verifier_v2.NODE, "read_agent", guarded(nodes.status)),
+        Route("GET", verifier_v2.NODE, "read_agent", guarded(_agents_at(at_owner, nodes.status))),
         Route("POST", verifier_v2.NODE, "create_agent", guarded(nodes.enrol)),
         Route("DELETE", verifier_v2.NODE, "delete_agent", guarded(nodes.delete)),
         Route("PUT", verifier_v2.REACTIVATE, "reactivate_agent", guarded(nodes.reactivate)),

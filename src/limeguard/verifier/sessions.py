@@ -233,7 +233,12 @@ class Sessions:
         return self._hold(session)
 
     async def _counts(self, session: StoredSession) -> bool:
-        """Say whether the node is still enrolled as it was when its key was proven: tokens end with the enrolment."""
+        """Say whether the node is still enrolled as it was when its key was proven: tokens end with the enrolment.
+
+        Of a node that another worker supervises that one says so: whatever the token is for, it goes there.
+        """
+        if not self._enrolments.are_here(session.agent_id):
+            return True
         enrolled_at = await self._enrolments.enrolled_at(session.agent_id)
         return enrolled_at is not None and enrolled_at == session.enrolled_at
 
