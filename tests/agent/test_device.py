@@ -17,8 +17,14 @@ from limeguard.agent.templates import AK_ATTRIBUTES, Algorithms, parse_algorithm
 from limeguard.crypto.hashes import SHA256, SHA384
 from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.credential import make_credential
-from limeguard.evidence.tpm.quote import QuotedPcrs, QuoteFault, parse_quote, verify_quote
-from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
+from limeguard.evidence.tpm.quote import QuotedPcrs, QuoteFault, parse_quote, signature_is_good, verify_quote
+from limeguard.evidence.tpm.structures import (
+    CertifyAttest,
+    PublicArea,
+    parse_attest,
+    parse_public_2b,
+    parse_signature,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -78,6 +84,15 @@ def test_every_algorithm_registers_and_quotes(shared_tpm: SoftwareTpm, hash_name
         assert found.bank == bank
         assert found.values[16] == bank.digest(bytes(bank.size) + bank.digest(BINDING))
         assert verify_quote(quote, key=ak, nonce=b"abc124", accepted_hashes=ACCEPTED) is QuoteFault.WRONG_NONCE
+        # What a push agent needs beside quotes: the proof that it holds the AK, in the AK's own scheme.
+        message, signature = device.certify(bytes(range(16)))
+        said = parse_attest(message)
+        assert isinstance(said, CertifyAttest)
+        assert (said.extra_data, said.name) == (bytes(range(16)), ak.name)
+        made = parse_signature(signature)
+        assert signature_is_good(ak, made, message)
+        assert (made.scheme, made.hash_alg.name) == (scheme, hash_name)
+        assert device.bank_pcrs() == tuple(range(24))
     finally:
         device.close()
     assert shared_tpm.handles() == []

@@ -6,7 +6,7 @@ import pytest
 
 from limeguard.agent import templates
 from limeguard.agent.templates import Algorithms, UnsupportedAlgorithm, ak_template, ek_template, parse_algorithms
-from limeguard.agent.tpm_errors import base_code, explain, is_about_parameter, is_lost_object
+from limeguard.agent.tpm_errors import base_code, explain, is_about_parameter, is_lost_connection, is_lost_object
 
 POLICY_OR = (0x171).to_bytes(4, "big")
 
@@ -93,6 +93,12 @@ def test_only_a_refused_parameter_means_a_stale_key() -> None:
     for code in (0x921, 0x902, 0x9A2, 0xA000A, 0x18B):
         assert not is_about_parameter(code), hex(code)
     assert base_code(0x9A2) == 0xA2
+
+
+def test_lost_connections_are_recognised() -> None:
+    assert is_lost_connection(0xA000A)
+    assert not is_lost_connection(0x910)
+    assert not is_lost_object(0xA000A)
 
 
 def test_lost_handles_are_recognised() -> None:

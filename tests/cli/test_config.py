@@ -88,7 +88,7 @@ def test_json_is_alone_on_stdout(host: Host) -> None:
     shown = json.loads(host.run("show", "--effective", "--json").stdout)
     assert set(shown) == {"verifier", "registrar", "tenant", "agent", "ca"}
     assert shown["tenant"]["verifier_ip"]["value"] == "10.0.0.1"
-    assert not shown["verifier"]["mode"]["acted_on"]
+    assert not shown["verifier"]["verification_timeout"]["acted_on"]
 
 
 def test_secrets_are_masked_everywhere(host: Host) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from limeguard.cli.ima_emulator import make_parser as make_emulator_parser
 from limeguard.cli.main import limeguard
 from limeguard.cli.policy import make_parser as make_policy_parser
+from limeguard.cli.push_agent import make_parser as make_push_parser
 from limeguard.cli.reference import PAGES
 from limeguard.cli.tenant import make_parser
 from limeguard.cli.verifier import make_parser as make_verifier_parser
@@ -58,8 +59,8 @@ def click_options() -> set[str]:
     return found - {"--help", "--version"}
 
 
-OPTIONS = tenant_options() | click_options() | policy_options() | policy_options(make_emulator_parser())
-OPTIONS |= policy_options(make_verifier_parser())
+PARSERS = (make_emulator_parser(), make_push_parser("limeguard agent push"), make_verifier_parser())
+OPTIONS = tenant_options() | click_options() | policy_options().union(*(policy_options(one) for one in PARSERS))
 
 
 @pytest.mark.parametrize("name", [name for name, _ in commands(limeguard)])
@@ -77,7 +78,7 @@ def test_every_option_is_on_the_page(option: str) -> None:
     assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", CODE)
 
 
-@pytest.mark.parametrize("name", ["api", "configuration", "findings", "metrics"])
+@pytest.mark.parametrize("name", ["api", "configuration", "findings", "lifecycle", "metrics"])
 def test_the_page_is_what_the_tables_say(name: str) -> None:
     printed = PAGES[name]()
     assert (FOLDER / f"{name}.md").read_text() == printed, (
@@ -149,6 +150,8 @@ def test_only_what_is_for_anybody_needs_no_authority(service: str) -> None:
             "post /v2/verify/evidence",
             "get /healthz",
             "get /readyz",
+            "post /v3/sessions",
+            "patch /v3/sessions/{session_id}",
         },
         "registrar": {
             "post /v2/agents",

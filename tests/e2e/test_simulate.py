@@ -38,6 +38,18 @@ def test_a_fleet_is_registered_enrolled_and_attacked(tmp_path: Path) -> None:
     assert 0 < report["verifier_cpu_per_round"] < 0.1
 
 
+def test_a_fleet_that_pushes_attests(tmp_path: Path) -> None:
+    done = simulate(
+        "--push", "--nodes", "3", "--interval", "1", "--warm-up", "1", "--seconds", "3", "--register", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["conditions"] == {"trusted": 3}
+    assert report["sessions"] == 3
+    assert report["refusals"] == {}
+    assert report["rounds"] >= 3
+
+
 def test_people_get_a_table() -> None:
     done = simulate(*QUICK)
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import aiohttp
 from limeguard.settings import Sources
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.verifier.build import Verifier
+from limeguard.verifier.crew import Member
 from limeguard.verifier.ownership import Timing
 from limeguard.verifier.settings import VerifierSettings, load_verifier_settings
 from limeguard.web.tls import agent_client_context, server_context
@@ -137,9 +138,10 @@ def settings(folder: Path, **changed: Any) -> VerifierSettings:
 async def running_verifier(folder: Path, authority: Authority, **changed: Any) -> AsyncIterator[Site]:
     """Run a verifier whose files are in the folder; a second one goes on with the same database.
 
-    `timing` is that of its leases, all else goes over the settings.
+    `timing` is that of its leases, `member` says which of several workers it is; all else goes over the settings.
     """
     timing: Timing | None = changed.pop("timing", None)
+    member: Member | None = changed.pop("member", None)
     server, client = authority.issue("verifier"), authority.issue("verifier-client")
     ca = authority.identity.certificate
     verifier = Verifier(
@@ -147,6 +149,7 @@ async def running_verifier(folder: Path, authority: Authority, **changed: Any) -
         server_context(server.certificate, server.key, "", (ca,), require_client=False),
         agent_client_context(client.certificate, client.key, ""),
         timing=timing,
+        member=member,
     )
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(

@@ -1,18 +1,23 @@
 """A small simulated fleet against a running verifier: every change and every attack has the effect that it should."""
 
+import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.fakes.pki import Authority, client_context
 from tests.fakes.verifier_site import running_verifier
 
+from limeguard.simulator import run
 from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import SimulationError, Site
+from limeguard.simulator.push import PushSimulation
 from limeguard.simulator.report import Report
 from limeguard.simulator.run import Plan, Simulation
 from limeguard.simulator.scenario import ATTACKS, Happening
+from limeguard.web import tls
 from limeguard.web.tls import server_context
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
@@ -98,3 +103,50 @@ async def test_a_verifier_that_is_not_there_is_one_sentence(tmp_path: Path, auth
     )
     with pytest.raises(SimulationError, match="The verifier cannot be reached"):
         await simulation.run(agents, certificate.read_text())
+
+
+# --- machines that call the verifier ----------------------------------------------------------------------------------
+
+
+async def pushed(folder: Path, authority: Authority, plan: Plan, **settings: Any) -> Report:
+    ca = authority.identity.certificate
+    limits = {"session_create_rate_limit_per_ip": 10_000, **settings}
+    async with running_verifier(folder, authority, quote_interval=plan.interval, mode="push", **limits) as site:
+        nodes = tls.client_context(None, None, "", [ca], system_store=False)
+        operator = client_context(authority.issue("operator"), ca)
+        simulation = PushSimulation(plan, Site(site.base, operator, None, nodes))
+        return await simulation.run(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "")
+
+
+async def test_an_honest_fleet_that_pushes_stays_trusted(tmp_path: Path, authority: Authority) -> None:
+    everyday = (
+        Happening(0.5, "measure", None, 1.0, files=5),
+        Happening(1.5, "reboot", 2, 0.0),
+        Happening(1.6, "latency", 2, 0.0, seconds=0.1),
+        Happening(2.0, "offline", 1, 0.0, seconds=0.5),
+    )
+    plan = Plan(nodes=6, seconds=6.0, interval=1, files=20, digests=100, scenario=everyday)
+    report = await pushed(tmp_path, authority, plan)
+    assert report.conditions == {"trusted": 6}
+    # A machine that restarts proves itself anew; all others keep the session that they have.
+    assert report.sessions == 6 + 2
+    assert report.refusals == {}
+    assert report.rounds > 15
+
+
+# trust: fail-closed
+async def test_every_attack_of_a_fleet_that_pushes_is_found(tmp_path: Path, authority: Authority) -> None:
+    attacks = tuple(Happening(1.5, attack, 1, 0.0) for attack in ATTACKS)
+    plan = Plan(nodes=len(ATTACKS) + 3, seconds=4.0, interval=1, files=10, digests=10, scenario=attacks)
+    report = await pushed(tmp_path, authority, plan)
+    assert {one.attack for one in report.detections if one.seconds is not None} == set(ATTACKS)
+    assert report.conditions == {"distrusted": len(ATTACKS), "trusted": 3}
+
+
+async def test_what_a_verifier_refuses_is_counted(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "ALL_ASKED_SECONDS", 0.1)  # two of three are never asked
+    plan = Plan(nodes=3, seconds=2.0, interval=1)
+    report = await pushed(tmp_path, authority, plan, session_create_rate_limit_per_ip=1)
+    assert report.refusals["session 429"] >= 2

@@ -211,15 +211,24 @@ async def test_what_the_verifier_refuses_is_shown_as_json(site: Site, tenant: Te
     assert tenant.heard.errors[0].startswith("POST command response: 404 Unexpected response from Verifier (")
 
 
-async def test_a_push_node_is_enrolled_without_being_asked(site: Site, tenant: Tenant, secret_file: str) -> None:
+async def test_a_push_node_is_enrolled_without_being_asked(site: Site, tenant: Tenant) -> None:
     site.register(mtls_cert=None, ip=None, port=None)
-    assert await tenant("add", push_model=True, file=secret_file, verify=True) == 0
+    assert await tenant("add", push_model=True) == 0
     assert site.lines() == [REGISTRATION, ENROL, LOOK]
     body = site.to("verifier", "POST")[0].json
     assert body["v"] is None
     assert body["revocation_key"] == ""
-    assert "takes no payload" in tenant.heard.text
     assert "operational_state" not in tenant.heard.documents["verifier"][NODE]
+
+
+@pytest.mark.parametrize("command", ["add", "update"])
+@pytest.mark.parametrize("more", [{"file": "f"}, {"cert": "default"}, {"key": "k", "payload": "p"}, {"verify": True}])
+async def test_a_payload_for_a_push_node_is_refused_before_anything_is_asked(
+    site: Site, tenant: Tenant, command: str, more: dict[str, Any]
+) -> None:
+    assert await tenant(command, push_model=True, **more) == 1
+    assert "the push model has no way to hand a payload to a node" in tenant.heard.errors[0]
+    assert site.calls == []
 
 
 async def test_update_of_a_push_node_replaces_it(site: Site, tenant: Tenant) -> None:

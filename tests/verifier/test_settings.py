@@ -97,7 +97,6 @@ def test_the_defaults_are_safe() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("mode = push", "the push model is not there"),
         ("measured_boot_imports = ['my.policies']", "Python modules are not loaded into the verifier"),
         ("measured_boot_policy_name = mine", "write one of accept-all, reject-all, example, limeguard; modules"),
         ("measured_boot_evaluate = sometimes", "write one of once, always"),

@@ -12,7 +12,7 @@ from limeguard.agent.device import Device, StaleKey, TpmError
 from limeguard.agent.ekcert import certificate_text
 from limeguard.agent.identity import ek_hash, keep_key, load_stored_key
 from limeguard.agent.templates import Algorithms
-from limeguard.agent.tpm_errors import is_lost_object
+from limeguard.agent.tpm_errors import is_lost_connection, is_lost_object
 from limeguard.crypto.keys import spki_pem
 from limeguard.evidence.tpm.structures import PublicArea, to_2b
 from limeguard.telemetry import get_logger
@@ -50,12 +50,18 @@ class Attester:
         """Touch nothing yet."""
         self._options = options
         self._device: Device | None = None
+        self._open = False
 
     def open(self) -> TpmIdentity:
         """Connect, load EK and AK, and keep a new AK's blobs on disk before anybody hears of it.
 
         Raises TpmError, OSError, UnsafeFile; `close` is still to be called.
         """
+        _, identity = self._connect()
+        self._open = True
+        return identity
+
+    def _connect(self) -> tuple[Device, TpmIdentity]:
         options = self._options
         self._device = device = Device.open(options.tcti, options.algorithms, options.owner_password)
         if device.is_emulator():
@@ -68,7 +74,7 @@ class Attester:
         if not certificates:
             log.info("The TPM holds no certificate for its EK")
         ak = self._load_ak(device, ek_hash(pem))
-        return TpmIdentity(to_2b(ek.raw), pem, certificates, to_2b(ak.raw))
+        return device, TpmIdentity(to_2b(ek.raw), pem, certificates, to_2b(ak.raw))
 
     def _load_ak(self, device: Device, hash_of_ek: str) -> PublicArea:
         options = self._options
@@ -99,29 +105,53 @@ class Attester:
         """Return the quote string. Raises TpmError."""
         return self._with_keys(lambda device: device.quote(nonce, mask, binding))
 
+    def quote_parts(self, nonce: bytes, mask: int, binding: bytes) -> tuple[bytes, bytes, bytes]:
+        """Return TPMS_ATTEST, TPMT_SIGNATURE and PCR blob of a quote. Raises TpmError."""
+        return self._with_keys(lambda device: device.quote_parts(nonce, mask, binding))
+
+    def certify(self, challenge: bytes) -> tuple[bytes, bytes]:
+        """Return TPMS_ATTEST and TPMT_SIGNATURE of the AK's certification of itself. Raises TpmError."""
+        return self._with_keys(lambda device: device.certify(challenge))
+
+    def bank_pcrs(self) -> tuple[int, ...]:
+        """Return the PCRs of the bank that is quoted. Raises TpmError."""
+        return self._with_keys(Device.bank_pcrs)
+
     @property
     def ak_number(self) -> int:
         """Return the library's own number of the AK."""
         return 0 if self._device is None else self._device.ak_number
 
     def _with_keys(self, use: Callable[[Device], T]) -> T:
-        """Use the TPM; when it was reset under a running agent and so lost the keys, load them and try once more."""
-        if self._device is None:
+        """Use the TPM. Under a running agent it may be reset or go away: keys and connection are then made again.
+
+        A try that fails leaves nothing half open; the next one begins anew.
+        """
+        if not self._open:
             raise TpmError("The TPM is closed.")
+        if self._device is not None:
+            try:
+                return use(self._device)
+            except TpmError as problem:
+                if not (is_lost_object(problem.code) or is_lost_connection(problem.code)):
+                    raise
+                log.warning("The TPM has lost the keys that were loaded, or its connection; they are made again")
+                self._drop()
         try:
-            return use(self._device)
-        except TpmError as problem:
-            if not is_lost_object(problem.code):
-                raise
-            log.warning("The TPM has lost the keys that were loaded; they are loaded again")
-        self.close()
-        self.open()
-        result = use(self._device)
+            device = self._connect()[0]
+            result = use(device)
+        except BaseException:
+            self._drop()
+            raise
         self.release_endorsement_key()
         return result
 
-    def close(self) -> None:
-        """Flush both keys and disconnect. Never raises; may be called again."""
+    def _drop(self) -> None:
         if self._device is not None:
             self._device.close()
             self._device = None
+
+    def close(self) -> None:
+        """Flush both keys and disconnect. Never raises; may be called again."""
+        self._open = False
+        self._drop()

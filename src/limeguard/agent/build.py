@@ -6,7 +6,6 @@ The one place where the agent's parts meet settings and environment.
 import asyncio
 import codecs
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -16,7 +15,7 @@ import uvloop
 
 from limeguard.agent.attester import Attester, TpmIdentity, TpmOptions
 from limeguard.agent.bootstrap import Bootstrap, NoticeQueue
-from limeguard.agent.device import TpmError, choose_tcti
+from limeguard.agent.device import TpmError
 from limeguard.agent.files import UnsafeFile
 from limeguard.agent.identity import NoIdentity, resolve_agent_id
 from limeguard.agent.keys import (
@@ -29,15 +28,15 @@ from limeguard.agent.logs import BootLog, ImaLog, boot_time, open_boot_log, open
 from limeguard.agent.notices import NoticeHandler, NoticeOptions
 from limeguard.agent.payload import PayloadOptions, PayloadProcessor
 from limeguard.agent.privileges import NoSuchAccount, become, find_account
-from limeguard.agent.registration import Backoff, RegistrationFailed, register
+from limeguard.agent.registration import RegistrationFailed, register
 from limeguard.agent.routes import AgentApi, Node, QuoteFailed
 from limeguard.agent.secure_store import SecureMountError, SecureStore, prepare_secure_store
 from limeguard.agent.settings import AgentSettings
 from limeguard.agent.shares import KeyHalves
-from limeguard.agent.templates import UnsupportedAlgorithm, parse_algorithms
-from limeguard.agent.tls import registrar_context, server_context
+from limeguard.agent.starting import registrar_target, retry_rules, tpm_options, until_signal
+from limeguard.agent.templates import UnsupportedAlgorithm
+from limeguard.agent.tls import server_context
 from limeguard.agent.worker import Busy, TpmThread
-from limeguard.clients.registrar_enrol import Target
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.serve import Listener
 from limeguard.wire.registrar_agent_v2 import Registration
@@ -91,16 +90,6 @@ def enabled_versions(wanted: tuple[str, ...]) -> tuple[str, ...]:
     for unknown in (version for version in wanted if version not in AGENT_VERSIONS):
         log.warning("API version %s is not supported and is left out", clean(unknown))
     return tuple(version for version in AGENT_VERSIONS if version in wanted) or AGENT_VERSIONS
-
-
-def parse_password(text: str) -> bytes:
-    """Return the bytes of a TPM password: as written, or hex digits after `hex:`. Raises NoIdentity."""
-    if not text.startswith("hex:"):
-        return text.encode()
-    try:
-        return bytes.fromhex(text.removeprefix("hex:"))
-    except ValueError:
-        raise NoIdentity("tpm_ownerpassword begins with hex: and what follows are not hex digits.") from None
 
 
 def check_address(host: str, port: int) -> None:
@@ -161,7 +150,7 @@ class Agent:
         """Start, register, and serve until cancelled. Raises one of START_PROBLEMS when it cannot go on."""
         versions = enabled_versions(self.settings.api_versions)
         log.info("Starting server with API versions: %s", ", ".join(versions))
-        options = self._tpm_options()
+        options = tpm_options(self.settings, self.env)
         attester = Attester(options)
         async with AsyncExitStack() as stack:
             thread = TpmThread()
@@ -178,16 +167,6 @@ class Agent:
             async with asyncio.TaskGroup() as group:
                 group.create_task(node.bootstrap.work())
                 group.create_task(node.notices.work())
-
-    def _tpm_options(self) -> TpmOptions:
-        settings = self.settings
-        return TpmOptions(
-            tcti=choose_tcti(self.env),
-            algorithms=parse_algorithms(settings.tpm_hash_alg, settings.tpm_encryption_alg, settings.tpm_signing_alg),
-            owner_password=parse_password(settings.tpm_ownerpassword),
-            ek_handle=None if settings.ek_handle == "generate" else int(settings.ek_handle, 16),
-            agent_data=settings.agent_data_file,
-        )
 
     def _node(
         self, agent_id: str, versions: tuple[str, ...], options: TpmOptions, thread: TpmThread, attester: Attester
@@ -294,17 +273,7 @@ class Agent:
             ip=settings.contact_ip,
             port=settings.contact_port,
         )
-        tls = settings.registrar_tls_enabled
-        target = Target(
-            host=settings.registrar_ip,
-            port=settings.registrar_tls_port if tls else settings.registrar_port,
-            context=registrar_context(settings.registrar_ca_file) if tls else None,
-        )
-        backoff = Backoff(
-            first=settings.exponential_backoff_initial_delay / 1000,
-            retries=settings.exponential_backoff_max_retries,
-            longest=settings.exponential_backoff_max_delay / 1000,
-        )
+        target, backoff = registrar_target(settings), retry_rules(settings)
 
         async def activate(blob: bytes) -> bytes:
             return await thread.run(attester.activate, blob)
@@ -313,35 +282,12 @@ class Agent:
         await thread.run(attester.release_endorsement_key)
 
 
-async def _until_signal(agent: Agent) -> None:
-    """Run the agent; SIGTERM and SIGINT end it in order, and a second one changes nothing."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in a task
-    stopping = False
-
-    def stop() -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            log.info("Stopping")
-            task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    try:
-        await agent.run()
-    except asyncio.CancelledError:
-        if not stopping:
-            raise
-
-
 def run_agent(settings: AgentSettings, env: Mapping[str, str]) -> int:
     """Run the pull agent in the foreground until a signal; return the exit status."""
     try:
         agent = Agent(settings, prepare(settings), env)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_signal(agent))
+            runner.run(until_signal(agent.run))
     except START_PROBLEMS as problem:
         log.error("%s", problem)  # noqa: TRY400 - a sentence, no traceback
         return 1

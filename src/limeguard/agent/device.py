@@ -23,7 +23,7 @@ from limeguard.crypto.hashes import HashAlgorithm, hash_by_name
 from limeguard.evidence.tpm.credential import parse_credential_blob
 from limeguard.evidence.tpm.pcrblob import build_pcr_blob
 from limeguard.evidence.tpm.quote import build_quote_string
-from limeguard.evidence.tpm.structures import PublicArea, parse_public, parse_public_2b
+from limeguard.evidence.tpm.structures import PublicArea, parse_public, parse_public_2b, pcrs_of_bitmap
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime_agent.tpm")
@@ -343,9 +343,14 @@ class Device:
     # --- quotes -----------------------------------------------------------------------------------------------------
 
     def quote(self, nonce: bytes, mask: int, binding: bytes) -> str:
+        """Quote the PCRs of `mask` and PCR 16, as a quote string of the pull model. Raises TpmError."""
+        return build_quote_string(*self.quote_parts(nonce, mask, binding))
+
+    def quote_parts(self, nonce: bytes, mask: int, binding: bytes) -> tuple[bytes, bytes, bytes]:
         """Quote the PCRs of `mask` and PCR 16, which first is set to vouch for `binding`. Raises TpmError.
 
-        Values that changed between quote and reading are read again, a few times.
+        Returns TPMS_ATTEST, TPMT_SIGNATURE and the PCR blob. Values that changed between quote and reading are read
+        again, a few times.
         """
         pcrs = [number for number in range(MAX_PCR + 1) if (mask | 1 << BINDING_PCR) >> number & 1]
         selection = f"{self._hash.name}:{','.join(str(number) for number in pcrs)}"
@@ -358,8 +363,27 @@ class Device:
                 digest = self._hash.digest(b"".join(values[number] for number in pcrs))
                 # The digest is the last member of the structure (TPM 2.0 Part 2 §10.12.1).
                 if attest.endswith(struct.pack(">H", len(digest)) + digest):
-                    return build_quote_string(attest, signature.marshal(), build_pcr_blob({self._hash: values}))
+                    return attest, bytes(signature.marshal()), build_pcr_blob({self._hash: values})
         raise TpmError("Quoting failed. PCRs kept changing while they were read; another program extends them.")
+
+    def certify(self, challenge: bytes) -> tuple[bytes, bytes]:
+        """Have the AK certify itself: the proof that whoever answers the challenge holds it. Raises TpmError.
+
+        Returns TPMS_ATTEST and TPMT_SIGNATURE, in the AK's own scheme.
+        """
+        own_scheme = tss.TPMT_SIG_SCHEME(scheme=tss.TPM2_ALG.NULL)
+        with _explained("Certifying the attestation key"):
+            attest, signature = self._esapi.certify(self._ak, self._ak, challenge, own_scheme)
+        return bytes(attest), bytes(signature.marshal())
+
+    def bank_pcrs(self) -> tuple[int, ...]:
+        """Return the PCRs that the bank of `tpm_hash_alg` has. Raises TpmError."""
+        with _explained("Reading the PCR banks"):
+            _, data = self._esapi.get_capability(tss.TPM2_CAP.PCRS, 0, 16)
+        for bank in data.data.assignedPCR:
+            if int(bank.hash) == self._hash.tpm_id:
+                return pcrs_of_bitmap(bytes(bank.pcrSelect)[: int(bank.sizeofSelect)])
+        return ()
 
     def _bind(self, binding: bytes) -> None:
         """Reset PCR 16 and extend it with the digest of `binding`, in the bank of the quote."""

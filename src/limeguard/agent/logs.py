@@ -71,6 +71,13 @@ class ImaLog:
                 entry = 0
             return LogPart(_text(self._lines_from(entry)), entry)
 
+    def count(self) -> int:
+        """Return how many whole lines there are now. Raises OSError, LogTooLarge."""
+        with self._lock:
+            self._notice_truncation()
+            self._absorb(self._end)
+            return self._lines
+
     def _notice_truncation(self) -> None:
         """Start over when an ordinary file became shorter; the kernel's file always gives its size as 0."""
         size = os.fstat(self._fd).st_size
@@ -119,7 +126,11 @@ class BootLog:
 
     def read(self) -> str:
         """Return the whole log in base64. Raises OSError, LogTooLarge."""
-        return base64.b64encode(_read_all(self._fd, 0, MAX_BOOT_LOG)).decode("ascii")
+        return base64.b64encode(self.read_bytes()).decode("ascii")
+
+    def read_bytes(self) -> bytes:
+        """Return the whole log. Raises OSError, LogTooLarge."""
+        return _read_all(self._fd, 0, MAX_BOOT_LOG)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -151,13 +151,49 @@ class AgentSettings:
     ima_ml_path: str = option(TEXT, "default", f"IMA log; `default` is `{IMA_LOG}`.", empty_is_default=True)
     measuredboot_ml_path: str = option(TEXT, "default", f"Boot log; `default` is `{BOOT_LOG}`.", empty_is_default=True)
     exponential_backoff_initial_delay: int = option(
-        integer(0), "10000", "Milliseconds before the second try to register.", empty_is_default=True
+        integer(0),
+        "10000",
+        "Milliseconds before the second try to register; in the push model, of any request.",
+        empty_is_default=True,
     )
     exponential_backoff_max_retries: int = option(
-        integer(0), "5", "Further tries to register before giving up.", empty_is_default=True
+        integer(0), "5", "Further tries before giving up; the push model begins anew then.", empty_is_default=True
     )
     exponential_backoff_max_delay: int = option(
         integer(0), "300000", "Longest wait between two tries, in milliseconds.", empty_is_default=True
+    )
+    verifier_url: tuple[str, ...] = option(
+        LOOSE_LIST,
+        "https://localhost:8881",
+        "Push model: the verifier, or several separated by commas that are tried in order.",
+        empty_is_default=True,
+    )
+    verifier_tls_ca_cert: str = option(
+        TEXT, "default", "Push model: CA of the verifier; `default` is `cv_ca/cacert.crt`.", empty_is_default=True
+    )
+    registrar_api_versions: tuple[str, ...] = option(
+        LOOSE_LIST,
+        "default",
+        "Push model: API versions to try with the registrar: `default` is all of them, `latest`, or a list.",
+        empty_is_default=True,
+    )
+    attestation_interval_seconds: int = option(
+        integer(1, 86400),
+        "60",
+        "Push model: seconds between attestations when the verifier does not say, and after a failure.",
+        empty_is_default=True,
+    )
+    certification_keys_server_identifier: str = option(
+        TEXT, "ak", "Push model: the name under which the AK is offered.", empty_is_default=True
+    )
+    uefi_logs_evidence_version: str = option(
+        TEXT, "2.1", "Push model: the version that the boot log is offered with.", empty_is_default=True
+    )
+    tls_accept_invalid_certs: bool = option(
+        BOOLEAN, "false", "Push model: accept any certificate of the verifier; unsafe.", empty_is_default=True
+    )
+    tls_accept_invalid_hostnames: bool = option(
+        BOOLEAN, "false", "Push model: do not compare the verifier's name with its certificate.", empty_is_default=True
     )
     work_dir: Path = WORK_DIR
 
@@ -174,6 +210,11 @@ class AgentSettings:
     def registrar_ca_file(self) -> Path:
         """The CA of the registrar."""
         return self.below(self.registrar_tls_ca_cert, "cv_ca/cacert.crt")
+
+    @property
+    def verifier_ca_file(self) -> Path:
+        """The CA of the verifier that a push agent trusts."""
+        return self.below(self.verifier_tls_ca_cert, "cv_ca/cacert.crt")
 
     @property
     def server_key_file(self) -> Path:
@@ -254,30 +295,17 @@ def _cautions(settings: AgentSettings) -> Iterator[Clash]:
         yield "enable_agent_mtls", "tenant and verifier reach this agent without TLS, and keys arrive in the clear"
     if settings.enable_insecure_payload:
         yield "enable_insecure_payload", "whoever reads the network can read the payload and its key"
+    if settings.tls_accept_invalid_certs:
+        yield "tls_accept_invalid_certs", "whoever answers in the verifier's place gets this node's session token"
+    if settings.tls_accept_invalid_hostnames:
+        yield "tls_accept_invalid_hostnames", "any server of the verifier's CA can take the verifier's place"
     if not settings.run_as:
         yield "run_as", "empty: an agent that is started as root stays root"
     if settings.tpm_hash_alg == "sha1":
         yield "tpm_hash_alg", "SHA-1 is broken, and verifiers refuse it unless told otherwise"
 
 
-_PUSH = "only the push model uses it"
-
 NOT_ACTED_ON = (
-    *not_yet([("registrar_api_versions", LOOSE_LIST, "default")], _PUSH),
-    *not_yet(
-        [("verifier_url", TEXT, "https://localhost:8881"), ("verifier_tls_ca_cert", TEXT, "default")],
-        _PUSH,
-    ),
-    *not_yet(
-        [
-            ("attestation_interval_seconds", integer(0), "60"),
-            ("certification_keys_server_identifier", TEXT, "ak"),
-            ("uefi_logs_evidence_version", TEXT, "2.1"),
-            ("tls_accept_invalid_certs", BOOLEAN, "false"),
-            ("tls_accept_invalid_hostnames", BOOLEAN, "false"),
-        ],
-        _PUSH,
-    ),
     *not_yet(
         [("enable_revocation_notifications", BOOLEAN, "false")],
         "there is no ZeroMQ listener; revocation messages arrive over HTTPS",

@@ -47,3 +47,23 @@ def registrar_context(ca: Path) -> ssl.SSLContext:
     except (ssl.SSLError, OSError) as problem:
         raise KeyFileError(f"{ca} of registrar_tls_ca_cert cannot be read as a CA certificate.") from problem
     return context
+
+
+def verifier_context(ca: Path, *, insecure: bool, any_name: bool) -> ssl.SSLContext:
+    """Return a context for a push agent's verifiers: of that CA and by their names, unless told otherwise.
+
+    `insecure` accepts anybody, `any_name` any server of the CA. Raises KeyFileError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = not (insecure or any_name)
+    if insecure:
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    try:
+        context.load_verify_locations(ca)
+    except (ssl.SSLError, OSError) as problem:
+        raise KeyFileError(
+            f"{ca} of verifier_tls_ca_cert cannot be read as a CA certificate. Copy the verifier's cacert.crt there."
+        ) from problem
+    return context

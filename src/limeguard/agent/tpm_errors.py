@@ -66,6 +66,11 @@ def explain(rc: int) -> str:
     return f"{sentence} (code {rc:#05x})."
 
 
+def is_lost_connection(rc: int) -> bool:
+    """Say whether the TPM itself was not reached: a software TPM or a resource manager that was started again."""
+    return rc >> 16 & 0xFF == _TCTI_LAYER
+
+
 def is_lost_object(rc: int) -> bool:
     """Say whether a handle that was good before names nothing now: TPM_RC_REFERENCE_H0 to H6, TPM_RC_HANDLE."""
     return rc & 0xFFF in range(0x910, 0x917) or (bool(rc & _FORMAT_ONE) and base_code(rc) == 0x08B)

@@ -58,6 +58,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     `public_key` is the transport key as PEM text, None when the answer has none. `ima_log` is the text from entry
     `ima_entry` on, None when there is no log; `boot_log` is binary; `boottime` is seconds since 1970, 0 when unknown.
+    `parsed` is what `quote` parses to, where somebody had to know that before.
     """
 
     quote: str
@@ -69,6 +70,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     ima_entry: int = 0
     boot_log: bytes | None = None
     boottime: int = 0
+    parsed: Quote | None = None
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,8 +79,9 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     `nonce` are the bytes that the TPM was to sign, good until `nonce_expires` (seconds since 1970). The accept lists
     hold Keylime's names. `required_selection` are the PCRs that were asked for. `identity_only_allowed` lets a node
     pass of which only the TPM's identity is proven, because the operator listed no PCR values. `runtime` judges the IMA
-    log, None where none is judged. `boot_policy` judges the boot log; `boot_memo` holds verdicts of logs that were
-    judged before, None to judge each anew.
+    log, None where none is judged. `binds_key` wants a transport key and its proof; agents that push have none.
+    `boot_policy` judges the boot log; `boot_memo` holds verdicts of logs that were judged before, None to judge each
+    anew.
     """
 
     ak: PublicArea
@@ -91,11 +94,13 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     identity_only_allowed: bool
     nonce_expires: float = inf
     runtime: RuntimeExpected | None = None
+    binds_key: bool = True
     boot_policy: BootPolicy | None = None
     boot_memo: BootMemo | None = None
 
 
 _WITH_POLICY: Final = IDENTITY_CHECKS | {Check.PCR_POLICY}
+_BINDING: Final[Checks] = frozenset({Check.TRANSPORT_KEY})
 _ANNOUNCED: Final[Checks] = frozenset({Check.ALGORITHMS})
 _LATE: Final = _ANNOUNCED | {Check.FRESHNESS}
 _SIGNED: Final = _ANNOUNCED | {Check.QUOTE_SIGNATURE}
@@ -117,6 +122,8 @@ def required_checks(expected: Expected) -> Checks:
     """Return the checks without which there is no trust."""
     identity_only = not expected.pcrs.allowed and expected.identity_only_allowed
     required = IDENTITY_CHECKS if identity_only else _WITH_POLICY
+    if not expected.binds_key:
+        required -= _BINDING
     # A quote that covers the IMA log's PCR asks for the log to be judged.
     if expected.runtime is not None or IMA_PCR in expected.required_selection:
         required |= {Check.IMA_LOG}
@@ -165,6 +172,8 @@ def _judge_values(
     ran = _WITH_POLICY if expected.pcrs.allowed else IDENTITY_CHECKS
     if boot.judged:
         ran |= {Check.BOOT_LOG}
+    if not expected.binds_key:
+        ran -= _BINDING
     same_boot = since is not Since.REBOOTED and evidence.boottime == history.boottime
     ima = history.ima if same_boot else NO_IMA
     if expected.runtime is not None and Check.IMA_LOG in required:
@@ -181,16 +190,16 @@ def _judge_values(
     trusted = not findings and required <= ran
     next_history = History(
         clock=quoted.clock,
-        public_key=public_key if trusted else history.public_key,
+        public_key=public_key if trusted and expected.binds_key else history.public_key,
         ima=NO_IMA if findings else ima,
         boottime=evidence.boottime if trusted else history.boottime,
     )
-    new_key = trusted and public_key != history.public_key
+    new_key = trusted and expected.binds_key and public_key != history.public_key
     return Appraisal(required, ran, tuple(findings), next_history, quoted, since, new_key)
 
 
 def _check_values(quoted: QuotedPcrs, expected: Expected, public_key: str) -> Iterator[Finding]:
-    unbound = check_transport_key(quoted, public_key)
+    unbound = check_transport_key(quoted, public_key) if expected.binds_key else None
     if unbound is not None:
         yield unbound
     yield from check_allowed(quoted, expected.pcrs)
@@ -204,7 +213,7 @@ def _check_announced(evidence: Evidence, expected: Expected, history: History) -
     if evidence.public_key:
         if evidence.public_key != history.public_key and (reason := _unfit_key(evidence.public_key)):
             yield Finding(INVALID_DATA, {"message": reason})
-    elif not history.public_key:
+    elif expected.binds_key and not history.public_key:
         yield Finding(NO_TRANSPORT_KEY)
     if not hash_accepted(evidence.hash_alg, expected.accept_hash):
         yield _not_accepted(HASH_NOT_ACCEPTED, evidence.hash_alg, expected.accept_hash)
@@ -242,7 +251,7 @@ def _unfit_key(public_key: str) -> str | None:
 def _proven(evidence: Evidence, expected: Expected) -> QuotedPcrs | Finding:
     """Return what the attestation key vouches for, or why it vouches for nothing."""
     try:
-        quote = parse_quote(evidence.quote)
+        quote = parse_quote(evidence.quote) if evidence.parsed is None else evidence.parsed
     except MalformedEvidence as problem:
         return Finding(QUOTE_MALFORMED, {"place": problem.place, "reason": problem.reason})
     misnamed = _misnamed(quote, evidence)

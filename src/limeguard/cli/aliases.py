@@ -32,6 +32,13 @@ def agent() -> NoReturn:
     sys.exit(main(sys.argv[1:]))
 
 
+def push_agent() -> NoReturn:
+    """Run `keylime_push_model_agent`."""
+    from limeguard.cli.push_agent import main
+
+    sys.exit(main(sys.argv[1:]))
+
+
 def ca() -> NoReturn:
     """Run `keylime_ca`."""
     from limeguard.cli.ca import main

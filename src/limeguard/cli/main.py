@@ -90,15 +90,19 @@ def limeguard() -> None:
     """Remote attestation for fleets, compatible with the Keylime protocol."""
 
 
-def _add_service(name: str, what: str) -> None:
+def _add_service(name: str, what: str) -> click.Group:
     group = click.Group(name, help=f"{what}.")
     group.add_command(_program("run", Lazy(f"limeguard.cli.{name}:main", f"Run the {name} in the foreground.")))
     limeguard.add_command(group)
+    return group
 
 
 _add_service("registrar", "Where agents register their TPM's keys")
 _add_service("verifier", "What challenges nodes and judges their answers")
-_add_service("agent", "What answers for a node, beside its TPM")
+_agent = _add_service("agent", "What answers for a node, beside its TPM")
+_agent.add_command(
+    _program("push", Lazy("limeguard.cli.push_agent:limeguard_agent_push", "Attest by itself (push model)."))
+)
 limeguard.add_command(_program("tenant", Lazy("limeguard.cli.tenant:tenant", "Enrol and manage nodes.")))
 limeguard.add_command(
     _program("userdata-encrypt", Lazy("limeguard.cli.userdata:main", "Encrypt a payload and split its key."))

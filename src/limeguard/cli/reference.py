@@ -12,8 +12,9 @@ import click
 from limeguard import __version__
 from limeguard.appraisal.findings import KINDS
 from limeguard.cli.config import reference as configuration
+from limeguard.cli.reference_lifecycle import lifecycle_page
 from limeguard.policy.boot.rules import boot_policy_schema
-from limeguard.web.app import Route
+from limeguard.web.app import Handler, Route
 from limeguard.web.auth import Rule
 from limeguard.web.openapi import Operation, openapi_document
 
@@ -95,13 +96,18 @@ Tables = tuple[Sequence[Route], Mapping[str, Rule], Mapping[tuple[str, str], Ope
 
 def _verifier() -> Tables:
     from limeguard.verifier import api as described
-    from limeguard.verifier.onetime import OneTime
-    from limeguard.verifier.routes import RULES, Figures, Watch, make_routes
-    from limeguard.verifier.service import VerifierService
+    from limeguard.verifier.routes import RULES, Watch, make_routes
 
     # Paths and actions are read from the table; no handler is called, so none needs a service.
-    watch = Watch(_no_problem, cast("Figures", None))
-    return make_routes(cast("VerifierService", None), cast("OneTime", None), watch), RULES, described.OPERATIONS
+    nothing: Any = None
+    watch = Watch(_no_problem, nothing)
+    routes = make_routes(nothing, nothing, watch, nothing, nothing, _here, push_by_default=False)
+    return routes, RULES, described.OPERATIONS
+
+
+def _here(handler: Handler) -> Handler:
+    """Stand for what finds the worker that answers for a node."""
+    return handler
 
 
 async def _no_problem() -> None:
@@ -154,6 +160,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "boot-policy-schema": boot_policy_schema_text,
     "configuration": configuration,
     "findings": findings,
+    "lifecycle": lifecycle_page,
     "metrics": metrics,
     "openapi-registrar": lambda: _openapi("limeguard registrar", _registrar()),
     "openapi-verifier": lambda: _openapi("limeguard verifier", _verifier()),

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import resource
+import ssl
 import subprocess
 import tempfile
 import time
@@ -28,6 +29,7 @@ from limeguard.cli.softtpm import SandboxError
 from limeguard.clients.registrar_enrol import Target
 from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import SimulationError, Site
+from limeguard.simulator.push import PushSimulation
 from limeguard.simulator.report import Report
 from limeguard.simulator.run import Meter, Plan, Simulation
 from limeguard.simulator.scenario import Happening, ScenarioError, parse_scenario
@@ -47,6 +49,7 @@ SHOW_SECONDS = 0.5
 @click.option("--files", type=click.IntRange(0), default=0, show_default=True, help="Lines of each IMA log; 0: none.")
 @click.option("--digests", type=click.IntRange(0), default=0, show_default=True, help="Size of the runtime policy.")
 @click.option("--scenario", type=click.Path(dir_okay=False, exists=True, path_type=Path), help="YAML: what happens.")
+@click.option("--push", is_flag=True, help="The machines call the verifier (push model), and are not asked.")
 @click.option("--register", is_flag=True, help="Register the machines with the registrar as well.")
 @click.option("--verifier", metavar="URL", help="A verifier that runs; without it one is started.")
 @click.option("--cert", type=click.Path(exists=True, path_type=Path), help="With --verifier: operator's certificate.")
@@ -61,7 +64,7 @@ SHOW_SECONDS = 0.5
 )
 @click.option("--verifier-pid", type=click.IntRange(1), help="With --verifier: its process, to measure what it uses.")
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
-def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **options: Any) -> None:
+def simulate(*, as_json: bool, push: bool, verifier: str | None, scenario: Path | None, **options: Any) -> None:
     """Simulate a fleet and report what the verifier does with it."""
     plan = Plan(
         nodes=options["nodes"],
@@ -78,7 +81,11 @@ def simulate(*, as_json: bool, verifier: str | None, scenario: Path | None, **op
         raise click.ClickException("\n".join(["the scenario cannot be played:", *(f"  {one}" for one in problems)]))
     _raise_limit(options["nodes"])
     try:
-        result = _with_own_servers(plan, options) if verifier is None else _with_running(plan, verifier, options)
+        kind = PushSimulation if push else Simulation
+        if verifier is None:
+            result = _with_own_servers(kind, plan, options)
+        else:
+            result = _with_running(kind, plan, verifier, options)
     except (SimulationError, SandboxError, TlsError) as problem:
         raise click.ClickException(str(problem)) from None
     if as_json:
@@ -109,26 +116,29 @@ def _raise_limit(nodes: int) -> None:
         raise click.ClickException(f"{nodes} machines need more open files than allowed here: {limit}") from None
 
 
-def _with_own_servers(plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
+def _with_own_servers(kind: type[Simulation], plan: Plan, options: dict[str, Any]) -> dict[str, Any]:
     for name in ("cert", "key", "ca", "verifier_pid"):
         if options[name]:
             raise click.ClickException(f"--{name.replace('_', '-')} goes with --verifier, which is not given")
-    settings, registrar = _settings(plan, options), None
+    settings, registrar = _settings(plan, options, push=kind is PushSimulation), None
     with Sandbox() as sandbox:
         sandbox.options.update(settings)
         sandbox.start_verifier(*_arguments(sandbox, options["workers"]))
         if options["register"]:
             sandbox.start_registrar()
             registrar = Target("127.0.0.1", sandbox.ports["registrar"], None)
-        operator = sandbox.client_context()
-        site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar)
+        operator, ca = sandbox.client_context(), sandbox.authority / "cacert.crt"
+        site = Site(f"https://127.0.0.1:{sandbox.ports['verifier']}", operator, registrar, _of_nodes(ca))
         assert sandbox.verifier is not None  # noqa: S101 - started above
-        return _simulated(plan, site, sandbox.folder, sandbox.authority / "cacert.crt", sandbox.verifier.pid)
+        return _simulated(kind, plan, site, sandbox.folder, ca, sandbox.verifier.pid)
 
 
-def _settings(plan: Plan, options: dict[str, Any]) -> dict[str, dict[str, object]]:
+def _settings(plan: Plan, options: dict[str, Any], *, push: bool) -> dict[str, dict[str, object]]:
     """Return the settings of the verifier that is started, by section."""
     found: dict[str, dict[str, object]] = {"verifier": {"quote_interval": f"{plan.interval:g}"}}
+    if push:
+        # All machines have one address here, and one limit for it.
+        found["verifier"] |= {"mode": "push", "session_create_rate_limit_per_ip": 100 * plan.nodes + 1000}
     if options["database"]:
         found["verifier"]["database_url"] = options["database"]
     for text in options["settings"]:
@@ -155,7 +165,12 @@ def _arguments(sandbox: Sandbox, workers: int | None) -> list[str]:
     raise click.ClickException(f"--workers {workers}: this verifier does all its work in one process")
 
 
-def _with_running(plan: Plan, url: str, options: dict[str, Any]) -> dict[str, Any]:
+def _of_nodes(ca: Path) -> ssl.SSLContext:
+    """Return the TLS context of machines that call: they know the CA and have no certificate."""
+    return client_context(None, None, "", [ca], system_store=False)
+
+
+def _with_running(kind: type[Simulation], plan: Plan, url: str, options: dict[str, Any]) -> dict[str, Any]:
     if not (options["cert"] and options["key"] and options["ca"]):
         raise click.ClickException("--verifier needs --cert, --key and --ca")
     for name in ("database", "workers", "settings", "register"):
@@ -164,15 +179,18 @@ def _with_running(plan: Plan, url: str, options: dict[str, Any]) -> dict[str, An
             raise click.ClickException(f"--{shown} is for servers that are started from here, not for --verifier")
     operator = client_context(options["cert"], options["key"], "", [options["ca"]], system_store=False)
     with tempfile.TemporaryDirectory(prefix="limeguard-") as folder:
-        return _simulated(plan, Site(url.rstrip("/"), operator), Path(folder), options["ca"], options["verifier_pid"])
+        site = Site(url.rstrip("/"), operator, None, _of_nodes(options["ca"]))
+        return _simulated(kind, plan, site, Path(folder), options["ca"], options["verifier_pid"])
 
 
-def _simulated(plan: Plan, site: Site, folder: Path, clients: Path, pid: int | None) -> dict[str, Any]:
+def _simulated(
+    kind: type[Simulation], plan: Plan, site: Site, folder: Path, clients: Path, pid: int | None
+) -> dict[str, Any]:
     certificate, key = make_identity(folder, time.time())
     agents = server_context(certificate, key, "", (clients,), require_client=True)
 
     async def run() -> Report:
-        simulation = Simulation(plan, site, meter_of(pid) if pid is not None else None)
+        simulation = kind(plan, site, meter_of(pid) if pid is not None else None)
         showing = asyncio.create_task(_show(simulation))
         try:
             return await simulation.run(agents, certificate.read_text())

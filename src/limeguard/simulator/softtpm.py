@@ -254,12 +254,21 @@ class SoftNode:
 
     def quote(self, nonce: str | bytes, pcrs: set[int] | None = None) -> str:
         """Bind the transport key into PCR 16 and quote it with these PCRs."""
-        hash_alg = self.ak.hash_alg
-        self.pcrs[16] = hash_alg.digest(bytes(hash_alg.size) + hash_alg.digest(self.pubkey.encode()))
-        self.clock = replace(self.clock, clock=self.clock.clock + 7)
-        chosen = {n: self.pcrs[n] for n in sorted({16} | (pcrs or set()))}
         data = nonce.encode() if isinstance(nonce, str) else nonce
-        return self.ak.quote(data, chosen, hash_alg.name, self.clock)
+        return build_quote_string(*self.quote_parts(data, pcrs or set(), self.pubkey))
+
+    def quote_parts(self, nonce: bytes, pcrs: set[int], binding: str) -> tuple[bytes, bytes, bytes]:
+        """Return TPMS_ATTEST, TPMT_SIGNATURE and PCR blob over these PCRs and PCR 16, which vouches for `binding`."""
+        hash_alg = self.ak.hash_alg
+        self.pcrs[16] = hash_alg.digest(bytes(hash_alg.size) + hash_alg.digest(binding.encode()))
+        self.clock = replace(self.clock, clock=self.clock.clock + 7)
+        chosen = {n: self.pcrs[n] for n in sorted({16} | pcrs)}
+        return self.ak.quote_parts(nonce, chosen, hash_alg.name, self.clock)
+
+    def certify_itself(self, challenge: bytes) -> tuple[bytes, bytes]:
+        """Return TPMS_ATTEST and TPMT_SIGNATURE of the AK's certification of itself."""
+        self.clock = replace(self.clock, clock=self.clock.clock + 7)
+        return self.ak.certify(self.ak.area, challenge, self.clock)
 
     def algorithms(self, version: str = "2.6") -> dict[str, str]:
         """Return the algorithm members of a quote answer, spelled for an API version."""

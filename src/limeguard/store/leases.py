@@ -90,6 +90,12 @@ class Leases:
             await connection.execute(workers.delete().where(workers.c.id == self.worker.id))
             await announce(connection, self._verifier_id)
 
+    async def owners(self) -> dict[int, str]:
+        """Return the worker that holds each partition; those that nobody holds are missing."""
+        query = sa.select(leases.c.partition, leases.c.owner).where(*self._leases(leases.c.owner.is_not(None)))
+        async with self._database.reading() as connection:
+            return {row.partition: row.owner for row in await connection.execute(query)}
+
     # --- workers ------------------------------------------------------------------------------------------------------
 
     async def _renew(self, connection: AsyncConnection, *, leaving: bool) -> bool:

@@ -25,7 +25,16 @@ from limeguard.store.database import Database, StoreUnavailable, uncancelled
 from limeguard.store.group_insert import GroupInsert
 from limeguard.store.ima_history import history_text, parse_history
 from limeguard.store.notices import Notice, insert_notices
-from limeguard.store.schema_verifier import PARTITIONS, boot_policies, changes, leases, nodes, runtime_policies
+from limeguard.store.schema_verifier import (
+    PARTITIONS,
+    attestations,
+    boot_policies,
+    changes,
+    leases,
+    nodes,
+    runtime_policies,
+    sessions,
+)
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime.verifier")
@@ -55,7 +64,8 @@ class StoredFinding(msgspec.Struct, frozen=True, kw_only=True):
 class Enrolled:
     """What an operator enrolled; fixed until the node is deleted. Times are seconds since 1970.
 
-    `mtls_cert` and `revocation_key` are only read where they are needed, so that a fleet in memory stays small.
+    `push`: the node attests by itself and is never asked. `mtls_cert` and `revocation_key` are only read where they are
+    needed, so that a fleet in memory stays small.
     """
 
     agent_id: str
@@ -78,10 +88,14 @@ class Enrolled:
     ak_tpm: str
     certificate_sha256: bytes | None
     enrolled_at: float
+    push: bool = False
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What supervision knows of a node. Times are seconds since 1970, 0 is never."""
+    """What supervision knows of a node. Times are seconds since 1970, 0 is never.
+
+    `attestation_limit` is above every number that an attestation of the node may have been given.
+    """
 
     supported_version: str
     phase: str
@@ -105,6 +119,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[StoredFinding, ...] = ()
     required_checks: tuple[str, ...] = ()
     ran_checks: tuple[str, ...] = ()
+    attestation_limit: int = 0
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -187,12 +202,12 @@ class Nodes:
         return query if len(partitions) == PARTITIONS else query.where(nodes.c.partition.in_(sorted(partitions)))
 
     async def addresses(self) -> list[Address]:
-        """Return where the agents of this verifier's nodes are, but for those that could not be reached last time."""
+        """Return where this verifier's agents listen, but for those that could not be reached last time."""
         table = nodes.c
         query = sa.select(table.agent_id, table.ip, table.port, table.certificate_sha256, table.supported_version)
-        reachable = table.reachability != Reachability.UNREACHABLE
+        listening = (table.reachability != Reachability.UNREACHABLE, table.push.is_(sa.false()))
         async with self._database.reading() as connection:
-            rows = (await connection.execute(query.where(table.verifier_id == self._verifier_id, reachable))).all()
+            rows = (await connection.execute(query.where(table.verifier_id == self._verifier_id, *listening))).all()
         return [Address(*row) for row in rows]
 
     async def get(self, agent_id: str) -> NodeRecord | None:
@@ -200,6 +215,14 @@ class Nodes:
         async with self._database.reading() as connection:
             row = (await connection.execute(sa.select(*_READ).where(nodes.c.agent_id == agent_id))).mappings().first()
         return None if row is None else _record(row)
+
+    async def enrolled_at(self, agent_id: str) -> float | None:
+        """Return when a node of this verifier was enrolled; None when there is none."""
+        query = sa.select(nodes.c.enrolled_at)
+        query = query.where(nodes.c.agent_id == agent_id, nodes.c.verifier_id == self._verifier_id)
+        async with self._database.reading() as connection:
+            found: float | None = (await connection.execute(query)).scalar()
+            return found
 
     async def get_many(self, agent_ids: Collection[str]) -> list[NodeRecord]:
         """Return those of these nodes that there are and that can be read, whichever verifier has them."""
@@ -258,7 +281,7 @@ class Nodes:
             state = step(record)
             if state is None:
                 await connection.execute(nodes.delete().where(nodes.c.agent_id == agent_id))
-                await _delete_own_policies(connection, agent_id)
+                await _delete_belongings(connection, agent_id)
             else:
                 values = {**_state_row(state), "version": record.version + 1}
                 await connection.execute(nodes.update().where(nodes.c.agent_id == agent_id).values(values))
@@ -280,7 +303,7 @@ class Nodes:
 
     @uncancelled
     async def delete(self, agent_id: str, epoch: int | None = None) -> bool:
-        """Remove a node of this verifier, and the policies that came with it under its id; False when there was none.
+        """Remove a node of this verifier with all that goes with it; False when there was none.
 
         With an epoch only under that lease of its partition: a worker that lost it deletes no node that came after.
         """
@@ -292,7 +315,7 @@ class Nodes:
                     return False
             if (await connection.execute(statement)).rowcount == 0:
                 return False
-            await _delete_own_policies(connection, agent_id)
+            await _delete_belongings(connection, agent_id)
             return True
 
     async def change_trust(self, record: NodeRecord) -> NodeRecord | None:
@@ -379,6 +402,7 @@ _STATE_COLUMNS = (
     "findings",
     "required_checks",
     "ran_checks",
+    "attestation_limit",
     "updated_at",
     "version",
     "epoch",
@@ -404,8 +428,13 @@ async def _locked_versions(connection: AsyncConnection, agent_ids: list[str], ve
     return found
 
 
-async def _delete_own_policies(connection: AsyncConnection, agent_id: str) -> None:
-    """Remove the policies that came with a node under its id; one of that name that another node uses, stays."""
+async def _delete_belongings(connection: AsyncConnection, agent_id: str) -> None:
+    """Remove a node's sessions and attestations, and the policies that came with it under its id.
+
+    A policy of that name that another node uses stays.
+    """
+    for table in (sessions, attestations):
+        await connection.execute(table.delete().where(table.c.agent_id == agent_id))
     for table, used_by in ((boot_policies, nodes.c.mb_policy_name), (runtime_policies, nodes.c.runtime_policy_name)):
         used = sa.exists().where(used_by == agent_id)
         await connection.execute(table.delete().where(table.c.name == agent_id, ~used))
@@ -437,6 +466,7 @@ def _enrolled_row(enrolled: Enrolled) -> dict[str, Any]:
         "ak_tpm": enrolled.ak_tpm,
         "certificate_sha256": enrolled.certificate_sha256,
         "enrolled_at": enrolled.enrolled_at,
+        "push": enrolled.push,
     }
 
 
@@ -469,6 +499,7 @@ def _state_row(state: NodeState) -> dict[str, Any]:
         "findings": _json(_bounded(state.findings)),
         "required_checks": _json(state.required_checks),
         "ran_checks": _json(state.ran_checks),
+        "attestation_limit": state.attestation_limit,
         "updated_at": time.time(),
     }
 
@@ -513,6 +544,7 @@ def _record(row: Mapping[Any, Any]) -> NodeRecord:
         ak_tpm=row["ak_tpm"],
         certificate_sha256=row["certificate_sha256"],
         enrolled_at=row["enrolled_at"],
+        push=row["push"],
     )
     return NodeRecord(enrolled, _state(row), row["version"])
 
@@ -542,6 +574,7 @@ def _state(row: Mapping[Any, Any]) -> NodeState:
         findings=tuple(msgspec.json.decode(row["findings"], type=list[StoredFinding])),
         required_checks=_strings(row["required_checks"]),
         ran_checks=_strings(row["ran_checks"]),
+        attestation_limit=row["attestation_limit"],
     )
 
 

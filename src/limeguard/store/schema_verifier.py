@@ -35,6 +35,7 @@ nodes = sa.Table(
     sa.Column("mtls_cert", sa.Text),
     sa.Column("certificate_sha256", sa.LargeBinary(32)),
     sa.Column("enrolled_at", sa.Double, nullable=False),
+    sa.Column("push", sa.Boolean, nullable=False, server_default=sa.false()),
     # Who may write: the number of the last write, and the epoch of the lease under which it was made.
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("epoch", sa.BigInteger, nullable=False),
@@ -62,6 +63,7 @@ nodes = sa.Table(
     sa.Column("findings", sa.Text, nullable=False),
     sa.Column("required_checks", sa.Text, nullable=False),
     sa.Column("ran_checks", sa.Text, nullable=False),
+    sa.Column("attestation_limit", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("updated_at", sa.Double, nullable=False),
 )
 
@@ -135,4 +137,32 @@ changes = sa.Table(
     sa.Column("partition", sa.SmallInteger, nullable=False),
     sa.Column("agent_id", sa.String(80), nullable=False),
     sa.Index("ix_limeguard_changes_partition", "verifier_id", "partition"),
+)
+
+sessions = sa.Table(
+    "limeguard_sessions",
+    metadata,
+    sa.Column("session_id", sa.String(36), primary_key=True),
+    sa.Column("verifier_id", sa.String(100), nullable=False),
+    sa.Column("agent_id", sa.String(80), nullable=False, index=True),
+    # When the node was enrolled whose key was proven: a token does not outlive its enrolment. NULL before the proof.
+    sa.Column("enrolled_at", sa.Double),
+    # NULL once it was answered: a challenge is used once.
+    sa.Column("challenge", sa.LargeBinary(64)),
+    # SHA-256 of the whole token, which has 256 random bits; the token itself is stored nowhere.
+    sa.Column("token_sha256", sa.LargeBinary(32)),
+    sa.Column("reset_count", sa.BigInteger),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False, index=True),
+)
+
+attestations = sa.Table(
+    "limeguard_attestations",
+    metadata,
+    sa.Column("agent_id", sa.String(80), primary_key=True),
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("passed", sa.Boolean, nullable=False),
+    # The attributes as answers show them; MySQL has four kinds of text.
+    sa.Column("attributes", sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb"), nullable=False),
+    sa.Column("completed_at", sa.Double, nullable=False),
 )

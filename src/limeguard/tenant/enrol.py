@@ -83,19 +83,19 @@ async def _policies(context: Context) -> Policies:
 async def _enrol_unseen(
     context: Context, target: Target, registration: Registration, policies: Policies, *, replace: bool
 ) -> int:
-    """Enrol a node that calls the verifier itself. It is not asked for a proof here, so it gets no secret either."""
+    """Enrol a node that calls the verifier itself. It is not asked for a proof here, and gets no secret either."""
     request = context.request
-    if request.file or request.key or request.cert:
-        warning(context.report, "A push model agent takes no payload: nothing is delivered")
     if not context.rules.ek.nothing and not await ek_accepted(
         context.rules.ek, request.node, target.shown, registration, context.report, context.edges.now()
     ):
         warning(
             context.report, f"The EK of {target.shown} is not accepted; a push model agent is enrolled nevertheless"
         )
+    version = request.agent_api_version or versions.CURRENT
+    info(context.report, f"Using API version {version} for agent communication")
     if replace and (failed := await unsupervise(context, target.supervised)):
         return failed
-    await _supervise(context, target, registration, policies, NOTHING, request.agent_api_version or versions.CURRENT)
+    await _supervise(context, target, registration, policies, NOTHING, version)
     return 0
 
 

@@ -119,6 +119,13 @@ def _user_errors(request: Request) -> Iterator[str]:
     if request.command not in ENROLMENTS:
         return
     sources = [name for name, given in (("-k", request.key), ("-f", request.file), ("--cert", request.cert)) if given]
+    if request.push_model:
+        refused = [*sources, *(["-p"] if request.payload else []), *(["--verify"] if request.verify else [])]
+        if refused:
+            yield (
+                f"{', '.join(refused)} with --push-model: the push model has no way to hand a payload to a node; "
+                "leave it out, and deliver by other means once the node is trusted"
+            )
     if len(sources) > 1:
         yield f"{' and '.join(sources)} each name a payload; give one of them"
     if request.payload and not request.key:

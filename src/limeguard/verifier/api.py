@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from limeguard.verifier.push_api import PUSH_OPERATIONS
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.envelope import Envelope, Nothing
@@ -49,17 +50,22 @@ _USUAL: Final[_Responses] = {**_REFUSED, **_FORBIDDEN, **_BROKEN}
 _NO_POLICY: Final[_Responses] = {404: ("No such policy.", Envelope[Nothing]), **_FORBIDDEN}
 
 _STORED_BOOT: Final[_Responses] = {201: ("Stored.", Envelope[Nothing]), **_USUAL}
+_VERSIONS: Final[_Responses] = {
+    200: ("The versions.", Envelope[Versions]),
+    410: ("The verifier's mode is push: version 3 is what agents use.", Envelope[Nothing]),
+}
 _STORED: Final[_Responses] = {
     **_STORED_BOOT,
     401: ("Its signature is missing or bad.", Envelope[Nothing]),
 }
 
 OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
+    **PUSH_OPERATIONS,
     ("GET", "/"): Operation("Points to the newest version.", {307: ("See the Location header.", None)}),
     ("GET", verifier_v2.ROOT): Operation("Says that version 2 is served.", _DONE),
     ("GET", "/v3"): Operation("Says that version 3 is known.", _DONE),
-    ("GET", "/version"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
-    ("GET", "/versions"): Operation("Lists the API versions.", {200: ("The versions.", Envelope[Versions])}),
+    ("GET", "/version"): Operation("Lists the API versions.", _VERSIONS),
+    ("GET", "/versions"): Operation("Lists the API versions.", _VERSIONS),
     ("GET", verifier_v2.NODES): Operation(
         "Lists nodes.",
         {

@@ -16,6 +16,7 @@ from limeguard.appraisal.appraise import appraise
 from limeguard.clients.agent import AgentAddress, AgentClient
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
+from limeguard.store.attestations import Attestations
 from limeguard.store.boot_policies import BootPolicies
 from limeguard.store.changes import Changes, Ear
 from limeguard.store.database import Database, Pulse, StoreUnavailable
@@ -23,12 +24,15 @@ from limeguard.store.leases import Leases, Worker
 from limeguard.store.nodes import COMPONENT, Nodes, partition_of
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
+from limeguard.store.sessions import SessionRows
 from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
+from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.crew import Member
 from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
 from limeguard.verifier.enrolment import Site
+from limeguard.verifier.enrolments import Enrolments
 from limeguard.verifier.figures import Siblings
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.metrics import Metrics
@@ -48,8 +52,11 @@ from limeguard.verifier.ownership import Ownership, Timing, place
 from limeguard.verifier.policies import PolicyShelf, Signers
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
+from limeguard.verifier.push import PushRounds, PushRules
+from limeguard.verifier.relay import Relay
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
+from limeguard.verifier.sessions import SessionRules, Sessions
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
@@ -74,6 +81,7 @@ BEATS: Final = 40
 MAX_BEAT_SECONDS: Final = 0.05
 MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
+PUSH: Final = "push"
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
 ADDRESSES_SECONDS: Final = 5.0
@@ -93,6 +101,21 @@ def make_rules(settings: VerifierSettings) -> Rules:
         trust_lifetime=lifetime,
         severity=parse_severity(settings.severity_labels, settings.severity_policy),
         continue_after_failure=settings.continue_after_failure,
+        auto_recover=settings.auto_recover_attestation_failures,
+    )
+
+
+def make_session_rules(settings: VerifierSettings, *, shared: bool) -> SessionRules:
+    """Return how sessions are given out, `shared` with other workers or not."""
+    return SessionRules(
+        challenge_lifetime=settings.nonce_lifetime,
+        token_lifetime=settings.session_lifetime,
+        extend=settings.extend_token_on_attestation,
+        per_address=settings.session_create_rate_limit_per_ip,
+        address_window=settings.session_create_rate_limit_window_ip,
+        per_agent=settings.session_create_rate_limit_per_agent,
+        agent_window=settings.session_create_rate_limit_window_agent,
+        shared=shared,
     )
 
 
@@ -107,15 +130,20 @@ def make_signers(settings: VerifierSettings) -> Signers:
     return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
-def make_app(service: VerifierService, onetime: OneTime, watch: Watch, max_body: int) -> App:
-    """Return the app over a service."""
-    return App(
-        make_routes(service, onetime, watch),
-        Authorizer(RULES),
-        versions=versions.PREFIXES,
-        max_body=max_body,
-        on_error=refuse,
-    )
+def make_app(
+    service: VerifierService,
+    onetime: OneTime,
+    watch: Watch,
+    sessions: Sessions,
+    rounds: PushRounds,
+    relay: Relay,
+    settings: VerifierSettings,
+) -> App:
+    """Return the app over the services."""
+    push = settings.mode == PUSH
+    routes = make_routes(service, onetime, watch, sessions, rounds, relay.at_owner, push_by_default=push)
+    authorizer = Authorizer(RULES, sessions.caller)
+    return App(routes, authorizer, versions=versions.PREFIXES, max_body=settings.max_upload_size, on_error=refuse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +206,10 @@ class Verifier:
         self._listener: Listener | None = None
         self.engine: Engine | None = None
         self.writer: Writer | None = None
+        self._sessions: Sessions | None = None
+        self._records: AttestationLog | None = None
+        self._rounds: PushRounds | None = None
+        self._relay: Relay | None = None
 
     @property
     def port(self) -> int:
@@ -190,8 +222,9 @@ class Verifier:
         if settings.auto_migrate_db and self._member.of == 1:
             await self._database.migrate(COMPONENT)
         changes = Changes(self._database, settings.uuid, self._worker.id)
+        leases = Leases(self._database, settings.uuid, self._worker, self._timing.lease)
         ownership = self._ownership = Ownership(
-            Leases(self._database, settings.uuid, self._worker, self._timing.lease),
+            leases,
             changes,
             crew=self._member.of,
             timing=self._timing,
@@ -224,19 +257,18 @@ class Verifier:
             gather=gather_seconds(rules.trust_lifetime),
             on_notices=self._dispatcher.wake,
         )
+        poller = Poller(
+            agents,
+            answer_within=settings.request_timeout + LATE_SECONDS,
+            policies=shelf,
+            boot_policies=boot_shelf,
+            violations_found=not settings.ignore_tomtou_errors,
+            boot_always=settings.measured_boot_evaluate == "always",
+            judge=parts.judge,
+        )
         self.engine = Engine(
             Fleet(late_after=LATE_SECONDS, jitter=shuffled),
-            parts.watched(
-                Poller(
-                    agents,
-                    answer_within=settings.request_timeout + LATE_SECONDS,
-                    policies=shelf,
-                    boot_policies=boot_shelf,
-                    violations_found=not settings.ignore_tomtou_errors,
-                    boot_always=settings.measured_boot_evaluate == "always",
-                    judge=parts.judge,
-                )
-            ),
+            parts.watched(poller),
             self.writer,
             self._rows,
             rules,
@@ -251,22 +283,52 @@ class Verifier:
             verifier_ip=settings.ip,
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
+            push=settings.mode == PUSH,
+        )
+        enrolments = Enrolments(self.engine.fleet.get, ownership, self._rows, settings.uuid)
+        self._sessions, self._records, self._rounds = self._push(self.engine, poller, enrolments)
+        relay = self._relay = Relay(
+            self._member.folder,
+            self._worker.id,
+            ownership,
+            leases.owners,
+            self.engine.fleet.get,
+            self._rows.enrolled_at,
+            max_body=settings.max_upload_size,
         )
         self._service = VerifierService(
-            self._rows, self.engine, site, shelf, boot_shelf, ownership, changes, self.writer.flush
+            self._rows,
+            self.engine,
+            site,
+            shelf,
+            boot_shelf,
+            ownership,
+            changes,
+            self.writer.flush,
+            self._records,
         )
         # Written and told from here on: what is taken up may have something to say at once.
         self._tasks = [asyncio.create_task(self.writer.run())]
         await ownership.begin(self._service)
         metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents, ownership)
-        figures = await self._figures(metrics)
+        watch = Watch(self._not_ready, await self._figures(metrics))
         onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
-        app = make_app(self._service, onetime, Watch(self._not_ready, figures), settings.max_upload_size)
+        app = make_app(self._service, onetime, watch, self._sessions, self._rounds, relay, settings)
+        await relay.serve(app.handle)
         several = self._member.of > 1
         port = self._member.port or settings.port
         self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=several)
         await self._listener.start()
-        running = (self.engine, shelf, boot_shelf, self._dispatcher, ownership, ear)
+        running = (
+            self.engine,
+            shelf,
+            boot_shelf,
+            self._dispatcher,
+            ownership,
+            ear,
+            self._sessions,
+            self._records,
+        )
         self._tasks += [asyncio.create_task(part.run()) for part in running]
         if not several:
             log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
@@ -293,6 +355,17 @@ class Verifier:
         wanted = self._settings.enabled_revocation_notifications
         every = (AGENT, *((WEBHOOK,) if self._settings.webhook_url else ()), ZEROMQ)
         return tuple(channel for channel in every if channel in wanted)
+
+    def _push(
+        self, engine: Engine, poller: Poller, enrolments: Enrolments
+    ) -> tuple[Sessions, AttestationLog, PushRounds]:
+        """Return what serves nodes that attest by themselves."""
+        settings = self._settings
+        rows = SessionRows(self._database, settings.uuid)
+        sessions = Sessions(rows, enrolments, make_session_rules(settings, shared=self._member.folder is not None))
+        records = AttestationLog(Attestations(self._database))
+        rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
+        return sessions, records, PushRounds(engine, sessions, records, poller, rules)
 
     def _channels(self, agents: AgentClient) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""
@@ -356,16 +429,28 @@ class Verifier:
         if self._ownership is None or self.engine is None or len(self._tasks) < 2:
             return
         await asyncio.sleep(0)  # the engine drains from now on
-        busy = {partition_of(node.agent_id) for node in self.engine.fleet if node.busy}
+        busy = {partition_of(node.agent_id) for node in self.engine.fleet if node.occupied}
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                 await self._ownership.hand_over(lambda partition: partition not in busy)
 
+    async def _write_push(self) -> None:
+        """Write what is kept of nodes that attest by themselves."""
+        for part in (self._sessions, self._records):
+            if part is not None:
+                with contextlib.suppress(TimeoutError, StoreUnavailable):
+                    async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                        await part.flush()
+
     async def stop(self) -> None:
         """Take no more requests, let running rounds end, write what they learned, close everything."""
+        if self._relay is not None:
+            await self._relay.stop()
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
         await asyncio.gather(*draining, *closing, self._hand_over())
+        if self._rounds is not None:
+            await self._rounds.drain(self._settings.shutdown_drain_timeout)
         if self.writer is not None and self.writer.backlog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):
@@ -373,6 +458,7 @@ class Verifier:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._write_push()
         if self._ownership is not None:
             await self._ownership.leave()
         if self._siblings is not None:

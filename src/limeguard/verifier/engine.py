@@ -124,7 +124,8 @@ class Engine:
 
     def supervision(self, node: Node) -> Supervision:
         """Return what supervision knows of a node, with what is not stored."""
-        stored = supervision_of(node.state, has_v=node.record.enrolled.v is not None)
+        enrolled = node.record.enrolled
+        stored = supervision_of(node.state, has_v=enrolled.v is not None, push=enrolled.push)
         return replace(stored, job=node.job, key_delivered=node.key_delivered, faults=node.faults)
 
     def take_in(
@@ -176,6 +177,9 @@ class Engine:
                 slack = min(after, max(self.rules.trust_lifetime - 2 * after, 0.0))
                 self.fleet.schedule(node, start, spread=max(spread, JITTER * after), catch_up=slack)
                 self._arm()
+            case lifecycle.Watch(until):
+                self.fleet.schedule(node, self._clock() + max(until - self._now(), 0.0))
+                self._arm()
             case lifecycle.Unschedule():
                 self.fleet.cancel(node)
             case lifecycle.Persist() if node.state is node.stored:
@@ -197,6 +201,11 @@ class Engine:
         So the time that rounds take does not add up; half of the pause is kept however long one took.
         """
         return max(node.began + (1 - JITTER / 2) * after, self._clock() + after / 2)
+
+    def reserve_attestations(self, node: Node, limit: int) -> asyncio.Future[bool]:
+        """Note that numbers below `limit` may be given to attestations of a node; says whether it is committed."""
+        node.become(replace(node.state, attestation_limit=limit), self._now())
+        return self._writer.save_now(node)
 
     def _notices(self, node: Node, notify: lifecycle.Notify) -> list[Notice]:
         """Return what is told of a node, once for each channel."""
@@ -253,7 +262,7 @@ class Engine:
         while True:
             for node in nodes:
                 self.fleet.cancel(node)
-            busy = [node for node in nodes if node.busy]
+            busy = [node for node in nodes if node.occupied]
             if not busy:
                 return
             if self._clock() >= end:
@@ -270,6 +279,8 @@ class Engine:
     def resume(self, nodes: Sequence[Node]) -> None:
         """Give timers back to nodes that were made quiet."""
         for node in nodes:
+            if node.record.enrolled.push and node.job is not Job.WATCH:
+                continue  # it has no timer: there is no trust of it that could run out
             if node.due is None and not node.busy and lifecycle.supervised(self.supervision(node), self.rules):
                 self.fleet.schedule(node, self._clock(), spread=self.rules.quote_interval)
         self._arm()
@@ -336,6 +347,9 @@ class Engine:
             node = self.fleet.take_due(self._clock())
             if node is None:
                 return
+            if node.job is Job.WATCH:
+                self.apply(node, lifecycle.DeadlinePassed(self._now()))
+                continue
             if node.busy:
                 self.fleet.schedule(node, self._clock() + BUSY_PAUSE)
                 continue

@@ -18,7 +18,7 @@ from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
 from limeguard.store.nodes import Enrolled
 from limeguard.wire import versions
 from limeguard.wire.envelope import BadRequest
-from limeguard.wire.verifier_v2 import EnrolmentRequest, port_number
+from limeguard.wire.verifier_v2 import NO_CERTIFICATES, EnrolmentRequest, port_number
 
 IMA_PCR = 10
 CERTIFICATE_DISABLED = "disabled"
@@ -32,6 +32,11 @@ MAX_TEXT = 64 * 1024
 PCR_10_LISTED = (
     "Exception error: tpm_policy lists values of PCR 10, which changes with every measured file: "
     "give a runtime policy instead"
+)
+
+NO_PAYLOAD = (
+    "Exception error: v is given, but a node that attests by itself has no way to get a payload: "
+    "enrol it without payload, or with ip and port as a node that is polled"
 )
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -52,12 +57,16 @@ class NewNode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """What the verifier adds to an enrolment: its own id and address, and whether agents must have certificates."""
+    """What the verifier adds to an enrolment: its own id and address, and whether agents must have certificates.
+
+    `push` says that nodes attest by themselves unless their enrolment says otherwise (`mode`).
+    """
 
     verifier_id: str
     verifier_ip: str
     verifier_port: int
     certificate_required: bool
+    push: bool = False
 
 
 def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) -> NewNode:
@@ -67,7 +76,10 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
     boot_name = _boot_name(agent_id, request)
     policy = quoting_logs(_policy(request.tpm_policy), ima=runtime_name is not None, boot=boot_name is not None)
     ak = parse_ak(request.ak_tpm)
-    ip, port = _address(request)
+    push = attests_by_itself(request, push_by_default=site.push)
+    if push and request.v:
+        raise BadRequest(NO_PAYLOAD)
+    ip, port = (None, None) if push else _address(request)
     certificate = request.mtls_cert if request.mtls_cert not in ("", CERTIFICATE_DISABLED) else None
     return NewNode(
         enrolled=Enrolled(
@@ -91,6 +103,7 @@ def examine(agent_id: str, request: EnrolmentRequest, site: Site, now: float) ->
             ak_tpm=request.ak_tpm,
             certificate_sha256=None if certificate is None else _fingerprint(certificate),
             enrolled_at=now,
+            push=push,
         ),
         supported_version=_version(request.supported_version),
         ak=ak,
@@ -185,6 +198,16 @@ def _ima_keys(text: str | None) -> str | None:
             f"Exception error: ima_sign_verification_keys cannot be used: {'; '.join(problem.problems)}"
         ) from None
     return text
+
+
+def attests_by_itself(request: EnrolmentRequest, *, push_by_default: bool) -> bool:
+    """Say whether the node pushes: it has no address, or it is enrolled where that is usual and has no certificate.
+
+    Peers send an address with nodes that push, too, but such a node serves nothing and so has no certificate.
+    """
+    if not request.cloudagent_ip and not request.cloudagent_port:
+        return True
+    return push_by_default and request.mtls_cert in NO_CERTIFICATES
 
 
 def _address(request: EnrolmentRequest) -> tuple[str, int]:

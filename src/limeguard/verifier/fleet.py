@@ -17,6 +17,7 @@ from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
+from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
 
@@ -32,13 +33,15 @@ class Node:
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
     `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
-    `overdue` is by how many seconds the last job began too late.
+    `overdue` is by how many seconds the last job began too late. Of a node that attests by itself, `attestation` is the
+    latest, `next_attestation` the number of the next one, and `reserving` says that more numbers are being reserved.
     """
 
     __slots__ = (
         "abandoned",
         "address",
         "ak",
+        "attestation",
         "began",
         "boot_log_length",
         "busy",
@@ -48,10 +51,12 @@ class Node:
         "job",
         "key_delivered",
         "late",
+        "next_attestation",
         "notices",
         "overdue",
         "policy",
         "record",
+        "reserving",
         "running",
         "stored",
         "visible",
@@ -77,11 +82,19 @@ class Node:
         self.generation = 0
         self.key_delivered = False
         self.faults = 0
+        self.attestation: Attestation | None = None
+        self.next_attestation = record.state.attestation_limit
+        self.reserving = False
 
     @property
     def agent_id(self) -> str:
         """The node's id."""
         return self.record.enrolled.agent_id
+
+    @property
+    def occupied(self) -> bool:
+        """Whether a job is being done with the node, or evidence that it has sent is being judged."""
+        return self.busy or (self.attestation is not None and self.attestation.judging)
 
     @property
     def state(self) -> NodeState:

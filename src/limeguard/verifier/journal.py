@@ -21,6 +21,11 @@ tpm_log = get_logger("keylime.tpm")
 PCR_EVENTS: Final = "pcr_validation.invalid_pcr_"
 IMA_EVENTS: Final = "ima."
 MODES: Final = {"ima": "Ima", "ima-ng": "ImaNg", "ima-sig": "ImaSig", "ima-buf": "ImaBuf"}
+_WORDS: Final[dict[type, str]] = {
+    lifecycle.KeyDelivered: "Agent %s has its share of the payload key",
+    lifecycle.Reactivated: "Agent %s is reactivated",
+    lifecycle.StopRequested: "Agent %s is stopped",
+}
 MAX_LINES: Final = 50
 """Findings of one round that have a line of their own."""
 MAX_VALUES: Final = 4
@@ -41,16 +46,20 @@ def log_event(node: Node, event: Event, before: Supervision, step: Step, rules: 
             _log_unreachable(node, agent, reason, step, rules)
         case lifecycle.VersionAnswered(version):
             _log_version(agent, version, before, step)
-        case lifecycle.KeyDelivered():
-            log.info("Agent %s has its share of the payload key", agent)
-        case lifecycle.Reactivated():
-            log.info("Agent %s is reactivated", agent)
-        case lifecycle.StopRequested():
-            log.info("Agent %s is stopped", agent)
+        case lifecycle.DeadlinePassed(at):
+            _log_silence(agent, at, before, step)
+        case _ if type(event) in _WORDS:
+            log.info(_WORDS[type(event)], agent)
         case _:
             pass
     for effect in step.effects:
         _log_effect(agent, effect)
+
+
+def _log_silence(agent: str, at: float, before: Supervision, step: Step) -> None:
+    if before.reachability != step.state.reachability:
+        seconds = at - (before.proven_at or at)
+        log.warning("Agent %s has not attested for %.0f seconds, its trust has run out", agent, seconds)
 
 
 def _log_effect(agent: str, effect: lifecycle.Effect) -> None:

@@ -5,14 +5,13 @@ time, effects are data, and the caller does them in order. Whether evidence is g
 
 Three things hold in every phase. Only `RoundTrusted` makes trust, and it carries an expiry. While a node is supervised
 each step that uses up its timer sets exactly one new one. Where supervision ends, an effect says so and why.
+
+A node that attests by itself (`push`) has no rounds to wait for: its timer is the time at which its trust runs out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, assert_never
 
-import msgspec
 from msgspec.structs import replace
 
 from limeguard.appraisal.findings import (
@@ -25,174 +24,70 @@ from limeguard.appraisal.findings import (
 )
 from limeguard.appraisal.verdict import Integrity, Reachability
 from limeguard.policy.severity import SeverityRules
+from limeguard.verifier.lifecycle_events import (
+    Alarm,
+    DeadlinePassed,
+    DeleteRequested,
+    Effect,
+    Enrolled,
+    Event,
+    KeyDelivered,
+    KeyDeliveryFailed,
+    NoticeKind,
+    Notify,
+    OurFault,
+    Persist,
+    Reactivated,
+    Remove,
+    Restarted,
+    Result,
+    RoundDistrusted,
+    RoundTrusted,
+    Schedule,
+    Step,
+    StopRequested,
+    SupervisionEnded,
+    UnexpectedStatus,
+    Unreachable,
+    Unschedule,
+    VersionAnswered,
+    Watch,
+)
 from limeguard.verifier.supervision import MAX_FAULT_PAUSE, MIN_PAUSE, PAUSED, Job, Phase, Rules, Supervision
 from limeguard.wire.versions import is_older
 
-# --- events ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Enrolled:
-    """The node's row is stored; begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """The verifier started and found the node stored in this state."""
-
-
-class RoundTrusted(msgspec.Struct, frozen=True):
-    """A round ended with a trusted appraisal at `at`. `new_key`: the transport key is not the one known before."""
-
-    at: float
-    new_key: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RoundDistrusted:
-    """A round ended with findings, at least one."""
-
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Unreachable:
-    """The request of the running job got no answer, or one of the statuses that count as none (408, 500, 599)."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnexpectedStatus:
-    """The request of the running job was refused with this HTTP status."""
-
-    status: int
-
-
-@dataclass(frozen=True, slots=True)
-class VersionAnswered:
-    """The agent did not know the API version and was asked for its own: the newest common one, None where none is."""
-
-    version: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class OurFault:
-    """The running job failed inside this verifier or its database."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeyDelivered:
-    """The agent took the V share."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyDeliveryFailed:
-    """The V share cannot be delivered at all, as when the transport key takes no encryption."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reactivated:
-    """An operator wants the node supervised afresh."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """An operator wants the node left alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRequested:
-    """An operator wants the node forgotten. `busy`: a request to it is running."""
-
-    busy: bool
-
-
-Result = (
-    RoundTrusted
-    | RoundDistrusted
-    | Unreachable
-    | UnexpectedStatus
-    | VersionAnswered
-    | OurFault
-    | KeyDelivered
-    | KeyDeliveryFailed
-)
-"""What a job came to."""
-Event = Result | Enrolled | Restarted | Reactivated | StopRequested | DeleteRequested
-
-# --- effects --------------------------------------------------------------------------------------------------------
-
-
-class Schedule(msgspec.Struct, frozen=True):
-    """Start the job in `after` seconds. Takes the place of any timer of the node."""
-
-    after: float
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Unschedule:
-    """Take the node's timer away, if there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Persist:
-    """Store the state: at once, before anyone is told, when something changed that readers see; else with others."""
-
-    now: bool
-
-
-class NoticeKind(StrEnum):
-    """The type of a notice on the wire."""
-
-    REVOCATION = "revocation"
-    COMM_ERROR = "comm_error"
-
-
-@dataclass(frozen=True, slots=True)
-class Notify:
-    """Send a notice about this finding."""
-
-    kind: NoticeKind
-    finding: Finding
-    level: int
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class SupervisionEnded:
-    """Say in the log that the node is not asked any more, for this finding."""
-
-    finding: Finding
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Tell the operators of this verifier that it failed, `faults` times in a row with this node."""
-
-    reason: str
-    faults: int
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """Delete the node's row and forget it."""
-
-
-Effect = Schedule | Unschedule | Persist | Notify | SupervisionEnded | Alarm | Remove
-
-
-class Step(msgspec.Struct, frozen=True):
-    """Where the node is now, and what to do about it, in order."""
-
-    state: Supervision
-    effects: tuple[Effect, ...] = ()
-
+__all__ = [
+    "Alarm",
+    "DeadlinePassed",
+    "DeleteRequested",
+    "Effect",
+    "Enrolled",
+    "Event",
+    "KeyDelivered",
+    "KeyDeliveryFailed",
+    "NoticeKind",
+    "Notify",
+    "OurFault",
+    "Persist",
+    "Reactivated",
+    "Remove",
+    "Restarted",
+    "Result",
+    "RoundDistrusted",
+    "RoundTrusted",
+    "Schedule",
+    "Step",
+    "StopRequested",
+    "SupervisionEnded",
+    "UnexpectedStatus",
+    "Unreachable",
+    "Unschedule",
+    "VersionAnswered",
+    "Watch",
+    "step",
+    "supervised",
+    "worst",
+]
 
 _PERSIST_NOW: Final = Persist(now=True)
 _PERSIST_LATER: Final = Persist(now=False)
@@ -205,7 +100,9 @@ _ENDING: Final = frozenset({Phase.FAILED, Phase.CONDEMNED})
 
 
 def supervised(state: Supervision, rules: Rules) -> bool:
-    """Say whether the node is to be asked again without anybody's doing."""
+    """Say whether the node is to be asked again without anybody's doing, or heard when it attests by itself."""
+    if state.push:
+        return state.phase not in PAUSED
     if state.phase in _ENDING:
         return rules.continue_after_failure
     return state.phase not in PAUSED
@@ -230,7 +127,9 @@ def step(state: Supervision, event: Event, rules: Rules) -> Step:
             return _result(state, event, rules)
 
 
-def _result(state: Supervision, event: Result, rules: Rules) -> Step:
+def _result(state: Supervision, event: Result | DeadlinePassed, rules: Rules) -> Step:
+    if state.push or isinstance(event, DeadlinePassed):
+        return _push_result(state, event, rules)
     match event:
         case RoundTrusted(at, new_key):
             return _trusted(state, at, new_key=new_key, rules=rules)
@@ -270,9 +169,10 @@ def _begin(state: Supervision) -> Step:
         attestation_count=state.attestation_count,
         api_version=state.api_version,
         has_v=state.has_v,
-        job=Job.FULL_ROUND,
+        job=None if state.push else Job.FULL_ROUND,
+        push=state.push,
     )
-    return Step(begun, (_PERSIST_NOW, Schedule(0.0, Job.FULL_ROUND)))
+    return Step(begun, (_PERSIST_NOW, _UNSCHEDULE if state.push else Schedule(0.0, Job.FULL_ROUND)))
 
 
 def _take_up(state: Supervision, rules: Rules) -> Step:
@@ -280,6 +180,8 @@ def _take_up(state: Supervision, rules: Rules) -> Step:
     state = replace(state, job=None, faults=0, attempts=0, key_delivered=False)
     if not supervised(state, rules):
         return Step(state)
+    if state.push:
+        return _watched(state, ())
     lasting = state.phase in {Phase.FAILED, Phase.DOUBTED, Phase.CONDEMNED}
     taken = replace(state, phase=state.phase if lasting else Phase.START, job=Job.FULL_ROUND)
     return Step(taken, (_PERSIST_LATER, Schedule(0.0, Job.FULL_ROUND)))
@@ -348,6 +250,84 @@ def _distrusted(state: Supervision, findings: Sequence[Finding], rules: Rules) -
     notify = Notify(NoticeKind.REVOCATION, finding, level, label)
     told = (notify,) if new_incident or _rises(state, level) else ()
     return _go_on_or_end(_persist(state, distrusted), distrusted, finding, rules.quote_interval, told, rules)
+
+
+# --- nodes that attest by themselves --------------------------------------------------------------------------------
+
+
+def _push_result(state: Supervision, event: Result | DeadlinePassed, rules: Rules) -> Step:
+    match event:
+        case DeadlinePassed(at):
+            return _silent(state, at, rules)
+        case RoundTrusted(at):
+            return _push_trusted(state, at, rules)
+        case RoundDistrusted(findings):
+            return _push_distrusted(state, findings, rules)
+        case OurFault(reason):
+            faults = state.faults + 1
+            return Step(replace(state, faults=faults), (Alarm(reason, faults),))
+        case _:
+            return Step(state)  # nobody asks such a node anything
+
+
+def _push_trusted(state: Supervision, at: float, rules: Rules) -> Step:
+    if state.phase == Phase.CONDEMNED and not rules.auto_recover:
+        again = replace(state, reachability=Reachability.REACHABLE, faults=0)
+        return Step(again, (_persist(state, again),))
+    trusted = replace(
+        state,
+        phase=Phase.ATTESTING,
+        integrity=Integrity.TRUSTED,
+        reachability=Reachability.REACHABLE,
+        trust_expires_at=at + rules.trust_lifetime,
+        proven_at=at,
+        attestation_count=state.attestation_count + 1,
+        faults=0,
+    )
+    return _watched(trusted, (_persist(state, trusted),))
+
+
+def _push_distrusted(state: Supervision, findings: Sequence[Finding], rules: Rules) -> Step:
+    finding, level, label = worst(findings, rules.severity)
+    distrusted = replace(
+        _noted(state, finding, level),
+        # Only the operator's word, or the setting that stands for it, ends distrust.
+        phase=Phase.CONDEMNED,
+        integrity=Integrity.DISTRUSTED,
+        reachability=Reachability.REACHABLE,
+        trust_expires_at=None,
+        faults=0,
+    )
+    new_incident = state.integrity != Integrity.DISTRUSTED
+    notify = Notify(NoticeKind.REVOCATION, finding, level, label)
+    told = (notify,) if new_incident or _rises(state, level) else ()
+    return _watched(distrusted, (_persist(state, distrusted), *told))
+
+
+def _silent(state: Supervision, at: float, rules: Rules) -> Step:
+    """Look after a node that attests by itself when its timer went off: its trust has run out, or was renewed since."""
+    if not state.push or state.integrity != Integrity.TRUSTED or state.trust_expires_at is None:
+        return Step(state)
+    if at < state.trust_expires_at:
+        return _watched(state, ())
+    if state.reachability == Reachability.UNREACHABLE:
+        return _watched(state, ())
+    silent = replace(state, reachability=Reachability.UNREACHABLE)
+    finding = Finding(NOT_REACHABLE, {"message": "the node has not attested in time", "tries": 0})
+    level, label = rules.severity.level(finding.event_id, not finding.recoverable)
+    told = Notify(NoticeKind.COMM_ERROR, finding, level, label)
+    return _watched(silent, (_persist(state, silent), told))
+
+
+def _watched(state: Supervision, effects: tuple[Effect, ...]) -> Step:
+    """Finish a step of a node that attests by itself: a timer runs while there is trust that can run out."""
+    runs = state.integrity == Integrity.TRUSTED and state.reachability == Reachability.REACHABLE
+    if not runs or state.trust_expires_at is None:
+        return Step(replace(state, job=None), (*effects, _UNSCHEDULE))
+    return Step(replace(state, job=Job.WATCH), (*effects, Watch(state.trust_expires_at)))
+
+
+# --- findings -------------------------------------------------------------------------------------------------------
 
 
 def worst(findings: Sequence[Finding], severity: SeverityRules) -> tuple[Finding, int, str]:

@@ -128,11 +128,11 @@ class Addressee:
 
 
 def addressees(nodes: Iterable[Node]) -> list[Addressee]:
-    """Return the agents of nodes that are not known to be away."""
+    """Return the agents that listen: not those of nodes that are known to be away, or that attest by themselves."""
     return [
         Addressee(node.agent_id, node.address, node.state.supported_version)
         for node in nodes
-        if node.state.reachability != Reachability.UNREACHABLE
+        if node.state.reachability != Reachability.UNREACHABLE and not node.record.enrolled.push
     ]
 
 

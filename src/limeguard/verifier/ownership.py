@@ -253,6 +253,11 @@ class Ownership:
             return None
         return self._held.get(partition)
 
+    def keeps(self, agent_id: str) -> bool:
+        """Say whether a node is ours now, and in memory if it was enrolled before we looked last."""
+        partition = partition_of(agent_id)
+        return self.epoch_of(agent_id) is not None and self._loaded.get(partition) == self._held.get(partition)
+
     def holds(self, agent_id: str, epoch: int) -> bool:
         """Say whether the lease of a node's partition is still this very one."""
         return self._held.get(partition_of(agent_id)) == epoch

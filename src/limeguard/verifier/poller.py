@@ -120,7 +120,7 @@ class Poller:
         self._judge = judge
         self._policies = policies
         self._boot_policies = boot_policies
-        self._boot_memo = None if boot_always else BootMemo(MAX_BOOT_VERDICTS)
+        self.boot_memo = None if boot_always else BootMemo(MAX_BOOT_VERDICTS)
         self._violations_found = violations_found
         self._memo = LineMemo()
         self._agents = agents
@@ -188,7 +188,7 @@ class Poller:
         That its length changed is a good enough sign: it only decides where the work is done.
         """
         length = len(answer.mb_measurement_list or "")
-        known = self._boot_memo is not None and node.boot_log_length == length
+        known = self.boot_memo is not None and node.boot_log_length == length
         node.boot_log_length = length
         return len(answer.ima_measurement_list or "") > LONG_LIST or (length > LONG_BOOT_LOG and not known)
 
@@ -205,12 +205,12 @@ class Poller:
             required_selection=node.policy.requested,
             # Enrolment refuses what is not judged, so a policy without values is what the operator asked for.
             identity_only_allowed=True,
-            runtime=self._runtime(enrolled),
-            boot_policy=self._boot(enrolled),
-            boot_memo=self._boot_memo,
+            runtime=self.runtime(enrolled),
+            boot_policy=self.boot(enrolled),
+            boot_memo=self.boot_memo,
         )
 
-    def _boot(self, enrolled: Enrolled) -> BootPolicy | None:
+    def boot(self, enrolled: Enrolled) -> BootPolicy | None:
         """Return what judges the node's boot log, None where nothing was to. Raises NoBootPolicyError."""
         name = enrolled.mb_policy_name
         if name is None:
@@ -220,7 +220,7 @@ class Poller:
             raise NoBootPolicyError(name)
         return policy
 
-    def _runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
+    def runtime(self, enrolled: Enrolled) -> RuntimeExpected | None:
         """Return what judges the node's IMA log; None, which no node passes with that needs it, for no policy."""
         name = enrolled.runtime_policy_name
         policy = None if name is None else self._policies.current(name)

@@ -14,7 +14,7 @@ from limeguard.verifier.poller import Facts
 from limeguard.verifier.supervision import Phase, Supervision
 
 
-def supervision_of(state: NodeState, *, has_v: bool) -> Supervision:
+def supervision_of(state: NodeState, *, has_v: bool, push: bool = False) -> Supervision:
     """Return what a row says of supervision. Raises ValueError for a row with values that are none of ours."""
     return Supervision(
         phase=Phase(state.phase),
@@ -28,6 +28,7 @@ def supervision_of(state: NodeState, *, has_v: bool) -> Supervision:
         last_event_id=state.last_event_id,
         api_version=state.supported_version,
         has_v=has_v,
+        push=push,
     )
 
 

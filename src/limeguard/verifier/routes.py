@@ -11,9 +11,13 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
+from limeguard.verifier.push import PushRounds
+from limeguard.verifier.push_routes import NOT_HERE_SECONDS, push_routes
+from limeguard.verifier.relay import NotHereError
 from limeguard.verifier.service import Deletion, Refused, VerifierService
+from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
-from limeguard.web.auth import Rule
+from limeguard.web.auth import CallerKind, Rule
 from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
 from limeguard.wire.envelope import BadRequest, envelope, error
@@ -42,6 +46,11 @@ RULES: Final[Mapping[str, Rule]] = {
     "create_mb_policy": Rule.ADMIN,
     "update_mb_policy": Rule.ADMIN,
     "delete_mb_policy": Rule.ADMIN,
+    "create_session": Rule.PUBLIC,
+    "extend_session": Rule.PUBLIC,
+    "submit_attestation": Rule.AGENT,
+    "list_attestations": Rule.ADMIN,
+    "read_attestation": Rule.ADMIN,
     "list_node_views": Rule.ADMIN,
     "read_node_view": Rule.ADMIN,
     "read_api_description": Rule.ADMIN,
@@ -75,6 +84,9 @@ def guarded(call: Call) -> Handler:
             return refuse(problem.code, problem.status_text)
         except Refused as problem:
             return refuse(problem.status, problem.text)
+        except NotHereError:
+            said = refuse(503, "The process that answers for this node cannot be found at this moment")
+            return Response(said.status, said.body, said.content_type, {"Retry-After": str(NOT_HERE_SECONDS)})
         except StoreUnavailable as problem:
             log.error("%s %s: %s", clean(request.method), clean(request.path), clean(problem))  # noqa: TRY400
             return refuse(500, "Internal server error")
@@ -82,17 +94,37 @@ def guarded(call: Call) -> Handler:
     return handle
 
 
-def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> tuple[Route, ...]:
-    """Return the table of routes over one service."""
+def _agents_at(at_owner: Callable[[Handler], Handler], call: Call) -> Call:
+    """Return the call as it is for agents where the node is: only there a token is known to be one of its enrolment."""
+    of_agents = at_owner(call)
+
+    async def handle(request: Request) -> Response:
+        return await (of_agents if request.caller.kind is CallerKind.AGENT else call)(request)
+
+    return handle
+
+
+def make_routes(
+    service: VerifierService,
+    onetime: OneTime,
+    watch: "Watch",
+    sessions: Sessions,
+    rounds: PushRounds,
+    at_owner: Callable[[Handler], Handler],
+    *,
+    push_by_default: bool,
+) -> tuple[Route, ...]:
+    """Return the table of routes over the services; `at_owner` has handlers called where the node is."""
+    version = _version_gone if push_by_default else _version
     nodes = _NodeHandlers(service)
     routes = (
         Route("GET", "/", "read_server_info", _to_newest),
         Route("GET", verifier_v2.ROOT, "read_server_info", _root),
         Route("GET", "/v3", "read_server_info", _root),
-        Route("GET", "/version", "read_version", _version),
-        Route("GET", "/versions", "read_version", _version),
+        Route("GET", "/version", "read_version", version),
+        Route("GET", "/versions", "read_version", version),
         Route("GET", verifier_v2.NODES, "list_agents", guarded(nodes.list)),
-        Route("GET", verifier_v2.NODE, "read_agent", guarded(nodes.status)),
+        Route("GET", verifier_v2.NODE, "read_agent", guarded(_agents_at(at_owner, nodes.status))),
         Route("POST", verifier_v2.NODE, "create_agent", guarded(nodes.enrol)),
         Route("DELETE", verifier_v2.NODE, "delete_agent", guarded(nodes.delete)),
         Route("PUT", verifier_v2.REACTIVATE, "reactivate_agent", guarded(nodes.reactivate)),
@@ -102,6 +134,7 @@ def make_routes(service: VerifierService, onetime: OneTime, watch: "Watch") -> t
         Route("GET", limeguard_v1.NODES, "list_node_views", guarded(nodes.views)),
         Route("GET", limeguard_v1.NODE, "read_node_view", guarded(nodes.view)),
         *_policy_routes(service),
+        *push_routes(sessions, rounds, at_owner),
         Route("GET", "/healthz", "read_health", constant(Response(200, b"ok\n", PLAIN))),
         Route("GET", "/readyz", "read_health", watch.ready),
         Route("GET", "/metrics", "read_metrics", watch.metrics),
@@ -160,7 +193,11 @@ class _NodeHandlers:
         return json_response(200, SUCCESS)
 
     async def status(self, request: Request) -> Response:
-        return json_response(200, verifier_v2.encode_status(await self._service.status(_agent_id(request))))
+        status = await self._service.status(_agent_id(request))
+        if request.caller.kind is CallerKind.AGENT:
+            # The share is for a node that was found good: it is delivered, never fetched.
+            status = msgspec.structs.replace(status, v=None)
+        return json_response(200, verifier_v2.encode_status(status))
 
     async def list(self, request: Request) -> Response:
         verifier_id = request.query.get("verifier")
@@ -292,6 +329,11 @@ async def _root(_request: Request) -> Response:
 
 async def _version(_request: Request) -> Response:
     return json_response(200, versions_answer())
+
+
+async def _version_gone(_request: Request) -> Response:
+    """Answer as servers of the push model do; tenants then use the version that they know best."""
+    return refuse(410, "Gone")
 
 
 def versions_answer() -> bytes:

@@ -6,7 +6,7 @@ another worker change its row; its owner hears of that, and what it would write 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import Any, Final, Protocol
@@ -29,6 +29,7 @@ from limeguard.verifier.engine import Applied, Engine
 from limeguard.verifier.enrolment import Site, examine, parse_ak, quoting_logs
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.policies import Accepted, PolicyShelf, decode_upload, policy_answer
+from limeguard.verifier.push import RESERVED_AT_ONCE
 from limeguard.verifier.record import afresh, supervision_of, with_supervision
 from limeguard.verifier.supervision import Phase, Supervision
 from limeguard.verifier.view import agent_status, node_list, node_view
@@ -161,6 +162,18 @@ class NodeRows(Protocol):
         ...
 
 
+class Forgetter(Protocol):
+    """Keeps records of attestations."""
+
+    async def forget(self, agent_id: str, /) -> None:
+        """Write nothing more of a node."""
+        ...
+
+    def keep_latest(self, nodes: Iterable[Node], /) -> None:
+        """Write the latest of each node, which is given up here."""
+        ...
+
+
 class VerifierService:
     """The nodes of one verifier. Every method may raise StoreUnavailable."""
 
@@ -174,16 +187,18 @@ class VerifierService:
         owned: Owned,
         changes: Heard,
         flush: Callable[[], Awaitable[bool]],
+        records: Forgetter,
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Serve the nodes of `site`; those that are `owned` are what `engine` supervises. `now` is seconds since 1970.
 
-        `flush` writes what was learned and not yet written.
+        `flush` writes what was learned and not yet written. With a node go the `records` of its attestations.
         """
         self._owned = owned
         self._changes = changes
         self._flush = flush
+        self._archive = records
         self._unusable: set[str] = set()
         self._begun = False
         self._rows = rows
@@ -235,6 +250,7 @@ class VerifierService:
         if not await self._flush():
             self._engine.resume(nodes)
             return False
+        self._archive.keep_latest(nodes)
         for node in nodes:
             self._engine.forget(node)
         return True
@@ -252,10 +268,12 @@ class VerifierService:
             self._unusable.discard(agent_id)
             node, record = self._engine.fleet.get(agent_id), found.get(agent_id)
             epoch = self._owned.epoch_of(agent_id)
-            if node is not None and record is not None and node.record.version >= record.version:
+            if node is not None and record is not None and _is_known(node, record):
                 continue  # it is what we have written ourselves
             if node is not None:
                 self._engine.drop(node)
+                if record is None and node.record.enrolled.push:
+                    await self._archive.forget(agent_id)
             if record is not None and epoch is not None and record.enrolled.verifier_id == self._site.verifier_id:
                 taken_up.append(structs.replace(record, epoch=epoch))
         await self._take_up_all(taken_up)
@@ -341,9 +359,10 @@ class VerifierService:
 
     async def enrol(self, agent_id: str, body: bytes) -> None:
         """Enrol a node and begin to supervise it. Raises BadRequest, Refused."""
-        request = verifier_v2.decode_enrolment(body, certificate_required=self._site.certificate_required)
+        required = self._site.certificate_required and not self._site.push
+        request = verifier_v2.decode_enrolment(body, certificate_required=required)
         new = examine(agent_id, request, self._site, self._now())
-        start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None)
+        start = Supervision(api_version=new.supported_version, has_v=new.enrolled.v is not None, push=new.enrolled.push)
         enrolled = self._shared(new.enrolled)
         epoch = self._owned.epoch_of(agent_id)
         if epoch is not None and self._engine.fleet.get(agent_id) is not None:
@@ -359,7 +378,10 @@ class VerifierService:
             judged = await self._boot_policy(enrolled.mb_policy_name, request.mb_policy)
             enrolled = replace(enrolled, has_mb_policy=judged)
         blank = NodeState(supported_version=new.supported_version, phase="", integrity="", reachability="")
-        record = NodeRecord(enrolled, with_supervision(blank, start), epoch=epoch or 0)
+        # A worker that takes the node up from its row begins at the limit and reserves numbers by itself.
+        reserved = RESERVED_AT_ONCE if enrolled.push and epoch is not None else 0
+        state = structs.replace(with_supervision(blank, start), attestation_limit=reserved)
+        record = NodeRecord(enrolled, state, epoch=epoch or 0)
         try:
             await self._rows.add(record, mtls_cert=new.mtls_cert, revocation_key=new.revocation_key, tell=epoch is None)
         except Conflict:
@@ -375,6 +397,7 @@ class VerifierService:
         elif self._engine.fleet.get(record.agent_id) is None:
             enrolled = record.enrolled
             node = Node(record, ak, self._pcr_policy(enrolled), _address(enrolled))
+            node.next_attestation = 0
             self._engine.take_in(node, lifecycle.Enrolled())
 
     async def _runtime_policy(self, name: str, request: verifier_v2.EnrolmentRequest) -> bool:
@@ -516,8 +539,11 @@ class VerifierService:
             applied = self._engine.apply(node, lifecycle.DeleteRequested(busy=node.busy))
             if not applied.remove and await self._committed(applied):
                 return Deletion.LATER
-            if applied.remove and await self._engine.remove(node):
-                return Deletion.DONE
+            if applied.remove:
+                if node.record.enrolled.push:
+                    await self._archive.forget(agent_id)
+                if await self._engine.remove(node):
+                    return Deletion.DONE
         try:
             await self._change(agent_id, lambda _record: None, (404, verifier_v2.UNKNOWN_NODE))
         except Refused:
@@ -568,7 +594,8 @@ class VerifierService:
         if record.state.phase == Phase.TERMINATED:
             raise Refused(400, verifier_v2.NO_ROW)
         try:
-            before = supervision_of(record.state, has_v=record.enrolled.v is not None)
+            enrolled = record.enrolled
+            before = supervision_of(record.state, has_v=enrolled.v is not None, push=enrolled.push)
         except ValueError:
             raise Refused(500, "The row of this node cannot be read; delete and enrol it again") from None
         after = with_supervision(record.state, lifecycle.step(before, event, self._engine.rules).state)
@@ -640,6 +667,12 @@ def _identity_fault(question: IdentityQuestion, enrolled: Enrolled) -> str | Non
         question.quote, key=parse_ak(enrolled.ak_tpm), nonces=nonces(question.nonce), hash_alg=question.hash_alg
     )
     return str(found.context["message"]) if isinstance(found, Finding) else None
+
+
+def _is_known(node: Node, record: NodeRecord) -> bool:
+    """Say whether a row has nothing new: it is of the same enrolment, and no later write than ours."""
+    same = node.record.enrolled.enrolled_at == record.enrolled.enrolled_at
+    return same and node.record.version >= record.version
 
 
 def _exists(agent_id: str) -> Refused:

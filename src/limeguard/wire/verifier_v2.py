@@ -32,6 +32,7 @@ UNKNOWN_NODE: Final = "agent id not found"
 OTHER_VERIFIER: Final = "agent id associated to this verifier"  # sic
 NO_BODY: Final = "Expected non zero content length"
 NO_CERTIFICATE: Final = "mTLS certificate for agent is required!"
+NO_CERTIFICATES: Final = (None, "", "disabled")
 NO_ROW: Final = "Exception error: No row was found when one was required"
 
 _FIRST_KEYS: Final = (
@@ -206,13 +207,14 @@ def check_id(agent_id: str) -> None:
 def decode_enrolment(body: bytes, *, certificate_required: bool) -> EnrolmentRequest:
     """Read an enrolment. Raises BadRequest with the text of the first thing wrong, in the order of the wire contract.
 
-    `certificate_required`: nodes without an mTLS certificate (null or `disabled`) are refused.
+    `certificate_required`: nodes that are to be polled are refused without an mTLS certificate (null or `disabled`).
     """
     if not body:
         raise BadRequest(NO_BODY)
     members = _object(body)
     _require(members, _FIRST_KEYS)
-    if certificate_required and members.get("mtls_cert") in (None, "", "disabled"):
+    polled = members.get("cloudagent_ip") or members.get("cloudagent_port")
+    if certificate_required and polled and members.get("mtls_cert") in NO_CERTIFICATES:
         raise BadRequest(NO_CERTIFICATE)
     policy = members.get("runtime_policy")
     if not isinstance(policy, str):
