@@ -213,4 +213,4 @@ async def cluster(folder: Path, machines: int, **verifier: object) -> AsyncItera
                         host.signal(signal.SIGCONT)
                         await asyncio.to_thread(host.program.stop)
                 await server.stop()
-    assert server.complaints == 0
+    assert not server.complaints

@@ -71,6 +71,18 @@ async def test_an_honest_node_without_policy_proves_its_identity(site: Site, kin
     assert (await agent.judged())["evaluation"] == "pass"
 
 
+async def test_rounds_are_counted_by_what_they_leave(site: Site) -> None:
+    agent = await measured(site, TOOLS[0])
+    assert agent.kernel is not None
+    await agent.log_in()
+    assert (await agent.judged())["evaluation"] == "pass"
+    agent.kernel.measure("/tmp/evil")
+    assert (await agent.judged())["evaluation"] == "fail"
+    figures = (await site.ask("GET", "/metrics")).text
+    assert 'limeguard_verifier_verdicts_total{condition="trusted"} 1' in figures
+    assert 'limeguard_verifier_verdicts_total{condition="distrusted"} 1' in figures
+
+
 async def test_a_key_of_another_scheme_is_asked_for_what_it_can_do(site: Site) -> None:
     node = SoftNode.create("rsa2048")
     pss = replace(node, ak=SoftAk.generate("rsa2048", scheme="rsapss", number=7))

@@ -421,11 +421,12 @@ class Engine:
             await self._remove_terminated(node)
         elif result is not None and node.generation == generation:
             applied = self.apply(node, result.event, result.facts)
-            self._count_verdict(node)
+            self.count_verdict(node)
             if applied.remove:
                 await self._remove_terminated(node)
 
-    def _count_verdict(self, node: Node) -> None:
+    def count_verdict(self, node: Node) -> None:
+        """Count the condition that a round has left its node in."""
         verdicts, after = self.fleet.counters.verdicts, condition_of(node.state, self._now())
         verdicts[after] = verdicts.get(after, 0) + 1
 

@@ -389,6 +389,7 @@ class PushRounds:
             self._tokens.passed(node.agent_id)
         checked = len(appraisal.required & appraisal.ran) > 1
         self._engine.apply(node, event, Facts(appraisal, attestation.received_at if checked else None, "", "", ""))
+        self._engine.count_verdict(node)
 
     def _note(self, node: Node, attestation: Attestation, appraisal: Appraisal) -> None:
         passed, agent = appraisal.outcome is Outcome.TRUSTED, clean(node.agent_id)
