@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from limeguard.appraisal.verdict import Reachability
 from limeguard.clients.agent import AgentAddress
-from limeguard.store.nodes import Address
+from limeguard.store.node_record import Address
 from limeguard.verifier.fleet import Node
 from limeguard.web.client import Pin
 

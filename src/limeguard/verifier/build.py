@@ -18,7 +18,8 @@ from limeguard.store.boot_policies import BootPolicies
 from limeguard.store.changes import Changes, Ear
 from limeguard.store.database import Database, Pulse, StoreUnavailable
 from limeguard.store.leases import Leases, Worker
-from limeguard.store.nodes import COMPONENT, Nodes, partition_of
+from limeguard.store.node_record import partition_of
+from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.store.sessions import SessionRows

@@ -17,7 +17,7 @@ from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy, parse_tpm_policy
 from limeguard.store.database import StoreUnavailable
-from limeguard.store.nodes import Enrolled, NodeRecord, partition_of
+from limeguard.store.node_record import Enrolled, NodeRecord, partition_of
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine

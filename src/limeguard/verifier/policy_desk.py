@@ -9,7 +9,7 @@ from typing import Protocol
 
 from limeguard.policy.runtime import EMPTY_POLICY_TEXT, parse_runtime_policy
 from limeguard.store.database import Conflict
-from limeguard.store.nodes import Enrolled, NodeRecord
+from limeguard.store.node_record import Enrolled, NodeRecord
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.boot_policies import NOTHING_ASKED, BootPolicyShelf
 from limeguard.verifier.fleet import Node

@@ -20,7 +20,7 @@ from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.runtime import RuntimeExpected
 from limeguard.appraisal.verdict import Appraisal, Outcome
 from limeguard.policy.boot import BootPolicy
-from limeguard.store.nodes import Enrolled
+from limeguard.store.node_record import Enrolled
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.attestation import Attestation

@@ -15,7 +15,7 @@ from msgspec import structs
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.onetime import proven
 from limeguard.store.database import Conflict, StoreUnavailable
-from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.store.node_record import Enrolled, NodeRecord, NodeState
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Applied, Engine
