@@ -101,9 +101,22 @@ async def test_what_is_ours_is_answered_here_also_that_there_is_none(folder: Pat
 async def test_a_node_that_was_enrolled_elsewhere_a_moment_ago_is_looked_for_and_not_denied(folder: Path) -> None:
     table = Table()
     table.kept, table.enrolled = True, {AGENT}
+    asked = asyncio.create_task(made(folder, table).at_owner(own)(request()))
+    while not table.called:
+        await asyncio.sleep(0)
+    table.memory = {AGENT}
+    assert (await asked).body == b"own"
+
+
+async def test_a_node_that_is_enrolled_and_never_taken_up_is_nobodys_for_now(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # trust: fail-closed
+    monkeypatch.setattr(module, "TAKEN_UP_SECONDS", 0.1)
+    table = Table()
+    table.kept, table.enrolled = True, {AGENT}
     with pytest.raises(NotHereError):
         await made(folder, table).at_owner(own)(request())
-    assert table.called == 1
 
 
 async def test_the_owner_gets_the_request_with_its_credentials_and_what_proved_the_caller(folder: Path) -> None:

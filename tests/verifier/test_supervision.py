@@ -266,7 +266,7 @@ async def test_a_row_that_somebody_else_deletes_is_let_go(site: Site) -> None:
     await site.enrol(agent)
     await site.reaches(agent, "trusted", rounds=1)
     await site.verifier._rows.delete("node-1")
-    for _ in range(200):
+    for _ in range(500):
         if (await site.ask("GET", "/v2.6/agents/node-1")).status == 404:
             break
         await asyncio.sleep(0.02)

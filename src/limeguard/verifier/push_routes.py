@@ -70,9 +70,7 @@ def _guarded(call: Call) -> Handler:
             body = jsonapi.encode_error(refused.status, refused.code, refused.detail, _path(request))
             return _later(Response(refused.status, body, ANSWER_TYPE), refused.retry_after)
         except NotHereError:
-            detail = (
-                f"Agent '{request.params['agent_id']}' is just moving between worker processes, or lives elsewhere."
-            )
+            detail = f"No process that answers for agent '{request.params['agent_id']}' can be found at this moment."
             body = jsonapi.encode_error(503, "verifier_not_ready", detail, _path(request))
             # Another connection may come to another worker, or machine.
             headers = {"Retry-After": str(NOT_HERE_SECONDS), "Connection": "close"}

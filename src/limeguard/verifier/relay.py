@@ -26,6 +26,8 @@ RELAY_SECONDS: Final = 4.0
 """A request and its answer; agents give up after five."""
 OWNERS_SECONDS: Final = 1.0
 """How long a look at the table of leases serves: an owner that is none any more says so."""
+TAKEN_UP_SECONDS: Final = 1.0
+TAKEN_UP_PAUSE: Final = 0.05
 MAX_RELAYED: Final = 64
 """Requests that are handed on at a time, and that are taken from siblings at a time."""
 MAX_HEAD: Final = 64 * 1024
@@ -123,9 +125,17 @@ class Relay:
         if not self._kept.keeps(agent_id):
             return False
         if self._in_memory(agent_id) is None and await self._is_enrolled(agent_id) is not None:
-            self._kept.call()  # enrolled a moment ago with another worker
-            raise NotHereError(agent_id)
+            await self._taken_up(agent_id)
         return self._kept.keeps(agent_id)
+
+    async def _taken_up(self, agent_id: str) -> None:
+        """Wait a little for a node that was enrolled a moment ago, with another worker. Raises NotHereError."""
+        for _ in range(round(TAKEN_UP_SECONDS / TAKEN_UP_PAUSE)):
+            self._kept.call()
+            await asyncio.sleep(TAKEN_UP_PAUSE)
+            if self._in_memory(agent_id) is not None:
+                return
+        raise NotHereError(agent_id)
 
     async def _hand_on(self, agent_id: str, request: Request) -> Response:
         owner = await self._owner(agent_id)
