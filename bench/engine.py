@@ -21,7 +21,7 @@ from limeguard.clients.agent import AgentAddress
 from limeguard.policy.pcrs import parse_tpm_policy
 from limeguard.policy.severity import parse_severity
 from limeguard.simulator.softtpm import SoftAk
-from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.store.node_record import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
 from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine, Limits, shuffled

@@ -5,7 +5,7 @@ from typing import Any
 from limeguard.clients.agent import AgentAddress
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.simulator.softtpm import SoftNode
-from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.store.node_record import Enrolled, NodeRecord, NodeState
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.record import with_supervision
 from limeguard.verifier.supervision import Supervision

@@ -14,7 +14,8 @@ from tests.fakes.nodes import make_record
 from limeguard.store.changes import Changes, Ear
 from limeguard.store.database import Conflict, Database
 from limeguard.store.leases import Leases, Standing, Worker, fair_share
-from limeguard.store.nodes import NodeRecord, Nodes, NodeState, partition_of
+from limeguard.store.node_record import NodeRecord, NodeState, partition_of
+from limeguard.store.nodes import Nodes
 from limeguard.store.notices import Notice
 from limeguard.store.schema_verifier import PARTITIONS, metadata, workers
 

@@ -11,16 +11,16 @@ from tests.fakes.columns import made_columns, wanted_columns
 
 from limeguard.evidence.tpm.structures import ClockInfo
 from limeguard.store.database import Conflict, Database
-from limeguard.store.nodes import (
+from limeguard.store.node_record import (
     MAX_CONTEXT,
     MAX_FINDINGS,
     Enrolled,
     NodeRecord,
-    Nodes,
     NodeState,
     StoredFinding,
     partition_of,
 )
+from limeguard.store.nodes import Nodes
 from limeguard.store.schema_verifier import PARTITIONS, metadata
 
 pytestmark = pytest.mark.services

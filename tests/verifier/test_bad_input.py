@@ -11,7 +11,7 @@ from tests.fakes.soft_agent import enrolment
 from tests.fakes.verifier_site import Site
 
 from limeguard.simulator.softtpm import EK_LOW_ATTRIBUTES, SoftNode
-from limeguard.store.nodes import Enrolled
+from limeguard.store.node_record import Enrolled
 from limeguard.verifier.enrolment import NewNode, examine
 from limeguard.verifier.enrolment import Site as OurSite
 from limeguard.wire.envelope import BadRequest

@@ -241,7 +241,7 @@ async def test_a_policy_that_is_gone_is_our_fault_and_no_trust(tmp_path: Path, a
     async with running_verifier(tmp_path, authority) as site:
         agent, _ = await booted(site)
         await site.reaches(agent, "trusted", rounds=1)
-        site.verifier._service._boot_shelf._checksums.clear()
+        site.verifier._holdings._desk._boot_shelf._checksums.clear()
         rounds = (await site.view(agent))["attestation_count"]
         await asyncio.sleep(0.5)
         view = await site.view(agent)

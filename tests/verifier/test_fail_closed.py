@@ -29,7 +29,7 @@ from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import parse_severity
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.database import StoreUnavailable
-from limeguard.store.nodes import NodeRecord
+from limeguard.store.node_record import NodeRecord
 from limeguard.store.notices import Notice
 from limeguard.verifier import engine as engine_module
 from limeguard.verifier import lifecycle

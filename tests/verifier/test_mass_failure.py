@@ -20,15 +20,14 @@ from limeguard.simulator.operator import Site
 from limeguard.simulator.run import Plan, Simulation
 from limeguard.simulator.scenario import Happening
 from limeguard.store.notices import Notice
+from limeguard.verifier.addressees import Addressee, addressees
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.notices import (
     BATCH,
     FAN_OUT,
-    Addressee,
     Agents,
     Bounds,
     NotDelivered,
-    addressees,
     pace_for,
 )
 from limeguard.web.client import Unreachable

@@ -11,7 +11,7 @@ import pytest
 from limeguard.store.changes import Look
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.leases import Standing
-from limeguard.store.nodes import partition_of
+from limeguard.store.node_record import partition_of
 from limeguard.store.schema_verifier import PARTITIONS
 from limeguard.verifier.ownership import Ownership, Timing, place, process_gone
 

@@ -115,7 +115,7 @@ async def test_a_lie_about_the_boot_is_found(site: Site, lie: Lie, events: list[
 async def test_a_policy_that_is_gone_is_our_fault_and_no_trust(site: Site) -> None:
     # trust: fail-closed
     agent, _ = await booted(site)
-    site.verifier._service._boot_shelf._checksums.clear()
+    site.verifier._holdings._desk._boot_shelf._checksums.clear()
     await agent.start()
     assert "uefi_log" in asked(agent)
     await asyncio.sleep(0.2)

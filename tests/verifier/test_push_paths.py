@@ -20,7 +20,7 @@ from limeguard.policy.pcrs import PcrPolicy
 from limeguard.policy.severity import DEFAULT_LABELS, parse_severity
 from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.attestations import AttestationRow
-from limeguard.store.nodes import Enrolled, NodeRecord
+from limeguard.store.node_record import Enrolled, NodeRecord
 from limeguard.verifier import lifecycle
 from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine, Limits

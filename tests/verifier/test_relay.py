@@ -101,7 +101,7 @@ async def test_what_is_ours_is_answered_here_also_that_there_is_none(folder: Pat
 async def test_a_node_that_was_enrolled_elsewhere_a_moment_ago_is_looked_for_and_not_denied(folder: Path) -> None:
     table = Table()
     table.kept, table.enrolled = True, {AGENT}
-    asked = asyncio.create_task(made(folder, table).at_owner(own)(request()))
+    asked = asyncio.ensure_future(made(folder, table).at_owner(own)(request()))
     while not table.called:
         await asyncio.sleep(0)
     table.memory = {AGENT}

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tests.fakes.nodes import make_record
 
 from limeguard.appraisal.verdict import Condition, Integrity, Reachability
-from limeguard.store.nodes import NodeRecord, StoredFinding
+from limeguard.store.node_record import NodeRecord, StoredFinding
 from limeguard.verifier.supervision import OPERATIONAL_STATES, Phase
 from limeguard.verifier.view import (
     agent_status,

@@ -10,7 +10,7 @@ from tests.fakes.nodes import make_node
 
 from limeguard.appraisal.verdict import Integrity, Reachability
 from limeguard.store.database import StoreUnavailable
-from limeguard.store.nodes import NodeRecord
+from limeguard.store.node_record import NodeRecord
 from limeguard.store.notices import Notice
 from limeguard.verifier import writer as module
 from limeguard.verifier.fleet import Node

@@ -90,8 +90,18 @@ def limeguard() -> None:
     """Remote attestation for fleets, compatible with the Keylime protocol."""
 
 
+class Service(click.Group):
+    """A program and what belongs to it: options without a command are those of `run`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put `run` before options, but not before a question for help."""
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
 def _add_service(name: str, what: str) -> click.Group:
-    group = click.Group(name, help=f"{what}.")
+    group = Service(name, help=f"{what}.")
     group.add_command(_program("run", Lazy(f"limeguard.cli.{name}:main", f"Run the {name} in the foreground.")))
     limeguard.add_command(group)
     return group

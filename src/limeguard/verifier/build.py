@@ -9,24 +9,23 @@ import ssl
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from limeguard.appraisal.appraise import appraise
-from limeguard.clients.agent import AgentAddress, AgentClient
-from limeguard.policy.dsse import load_signer
-from limeguard.policy.severity import parse_severity
+from limeguard.clients.agent import AgentClient
 from limeguard.store.attestations import Attestations
 from limeguard.store.boot_policies import BootPolicies
 from limeguard.store.changes import Changes, Ear
 from limeguard.store.database import Database, Pulse, StoreUnavailable
 from limeguard.store.leases import Leases, Worker
-from limeguard.store.nodes import COMPONENT, Nodes, partition_of
+from limeguard.store.node_record import partition_of
+from limeguard.store.nodes import COMPONENT, Nodes
 from limeguard.store.notices import Outbox
 from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.store.sessions import SessionRows
 from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
+from limeguard.verifier.addressees import Everybody
 from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.crew import Member
@@ -35,35 +34,27 @@ from limeguard.verifier.enrolment import Site
 from limeguard.verifier.enrolments import Enrolments
 from limeguard.verifier.figures import Siblings
 from limeguard.verifier.fleet import Fleet, Node
+from limeguard.verifier.from_settings import gather_seconds, make_rules, make_session_rules, make_signers
+from limeguard.verifier.holdings import Holdings
 from limeguard.verifier.metrics import Metrics
-from limeguard.verifier.notices import (
-    AGENT,
-    WEBHOOK,
-    ZEROMQ,
-    Addressee,
-    Agents,
-    Channel,
-    Dispatcher,
-    Webhook,
-    addressees,
-)
+from limeguard.verifier.notices import AGENT, WEBHOOK, ZEROMQ, Agents, Channel, Dispatcher, Webhook
 from limeguard.verifier.onetime import OneTime
 from limeguard.verifier.ownership import Ownership, Timing, place
-from limeguard.verifier.policies import PolicyShelf, Signers
+from limeguard.verifier.policies import PolicyShelf
+from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
 from limeguard.verifier.push import PushRounds, PushRules
 from limeguard.verifier.relay import Relay
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
-from limeguard.verifier.sessions import SessionRules, Sessions
+from limeguard.verifier.sessions import Sessions
 from limeguard.verifier.settings import VerifierSettings
-from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import BATCH_SECONDS, RoundStore, Writer
+from limeguard.verifier.writer import RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.beat import Beat
-from limeguard.web.client import HttpClient, Pin
+from limeguard.web.client import HttpClient
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
@@ -79,55 +70,12 @@ LATE_SECONDS: Final = 1.0
 BEATS: Final = 40
 """Beats in one interval: rounds begin, and answers are looked at, many for one wake-up."""
 MAX_BEAT_SECONDS: Final = 0.05
-MAX_GATHER_SECONDS: Final = 5.0
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
 PUSH: Final = "push"
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
-ADDRESSES_SECONDS: Final = 5.0
-"""How long a list of all agents serves: a thousand notices at once need it once."""
 COLLECT_AFTER: Final = 20_000
 """New objects until garbage is collected: rounds make nearly none that reference counts do not free."""
-
-
-def make_rules(settings: VerifierSettings) -> Rules:
-    """Return the rules of supervision that the settings ask for."""
-    lifetime = settings.trust_lifetime or default_trust_lifetime(settings.quote_interval)
-    return Rules(
-        quote_interval=settings.quote_interval,
-        retry_interval=settings.retry_interval,
-        exponential_backoff=settings.exponential_backoff,
-        max_retries=settings.max_retries,
-        trust_lifetime=lifetime,
-        severity=parse_severity(settings.severity_labels, settings.severity_policy),
-        continue_after_failure=settings.continue_after_failure,
-        auto_recover=settings.auto_recover_attestation_failures,
-    )
-
-
-def make_session_rules(settings: VerifierSettings, *, shared: bool) -> SessionRules:
-    """Return how sessions are given out, `shared` with other workers or not."""
-    return SessionRules(
-        challenge_lifetime=settings.nonce_lifetime,
-        token_lifetime=settings.session_lifetime,
-        extend=settings.extend_token_on_attestation,
-        per_address=settings.session_create_rate_limit_per_ip,
-        address_window=settings.session_create_rate_limit_window_ip,
-        per_agent=settings.session_create_rate_limit_per_agent,
-        agent_window=settings.session_create_rate_limit_window_agent,
-        shared=shared,
-    )
-
-
-def gather_seconds(trust_lifetime: float) -> float:
-    """Return how long results of rounds may wait: what is stored of trust lasts half of its life at least."""
-    return min(max(trust_lifetime / 2, BATCH_SECONDS), MAX_GATHER_SECONDS)
-
-
-def make_signers(settings: VerifierSettings) -> Signers:
-    """Return whose signatures of policies count. Raises PolicyError for a file that holds no such key."""
-    pinned = tuple(load_signer(Path(path).read_bytes()) for path in settings.policy_signing_keys)
-    return Signers(settings.require_allow_list_signatures or bool(pinned), pinned)
 
 
 def make_app(
@@ -168,6 +116,27 @@ def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """What asks nodes, judges them, writes what came of it and tells of it."""
+
+    http: PinnedHttp
+    agents: AgentClient
+    poller: Poller
+    writer: Writer
+    engine: Engine
+    dispatcher: Dispatcher
+
+
+@dataclass(frozen=True, slots=True)
+class _Push:
+    """What serves nodes that attest by themselves."""
+
+    sessions: Sessions
+    records: AttestationLog
+    rounds: PushRounds
+
+
 class Verifier:
     """A whole verifier in this process. `start` it inside a running loop, `stop` it there too."""
 
@@ -187,7 +156,6 @@ class Verifier:
         """
         self._member = member or Member()
         self._timing = timing or Timing()
-        self._addresses: tuple[float, list[Addressee]] | None = None
         self._siblings: Siblings | None = None
         self._ownership: Ownership | None = None
         self._servers_context = servers
@@ -206,9 +174,7 @@ class Verifier:
         self._listener: Listener | None = None
         self.engine: Engine | None = None
         self.writer: Writer | None = None
-        self._sessions: Sessions | None = None
-        self._records: AttestationLog | None = None
-        self._rounds: PushRounds | None = None
+        self._attesting: _Push | None = None
         self._relay: Relay | None = None
 
     @property
@@ -218,47 +184,72 @@ class Verifier:
 
     async def start(self) -> None:
         """Open the database, take up the stored nodes, listen, supervise. Raises OSError, StoreUnavailable."""
-        settings = self._settings
-        if settings.auto_migrate_db and self._member.of == 1:
+        settings, member = self._settings, self._member
+        if settings.auto_migrate_db and member.of == 1:
             await self._database.migrate(COMPONENT)
         changes = Changes(self._database, settings.uuid, self._worker.id)
         leases = Leases(self._database, settings.uuid, self._worker, self._timing.lease)
         ownership = self._ownership = Ownership(
-            leases,
-            changes,
-            crew=self._member.of,
-            timing=self._timing,
-            opened=self._opened,
+            leases, changes, crew=member.of, timing=self._timing, opened=self._opened
         )
         ear = Ear(self._database, settings.uuid, ownership.call)
         ownership.listening = lambda: ear.listening
-        beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
-        self._http = PinnedHttp(
-            self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
-        )
+        fleet = Fleet(late_after=LATE_SECONDS, jitter=shuffled)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
+        core = self._supervise(fleet, shelf, boot_shelf, ownership)
+        enrolments = Enrolments(fleet.get, ownership, self._rows, settings.uuid)
+        push = self._push(core, enrolments)
+        desk = PolicyDesk(self._rows, fleet, shelf, boot_shelf)
+        holdings = self._holdings = Holdings(
+            self._rows, core.engine, settings.uuid, desk, ownership, core.writer.flush, push.records
+        )
+        site = self._site()
+        service = VerifierService(self._rows, core.engine, site, desk, holdings, ownership, changes, push.records)
+        # Written and told from here on: what is taken up may have something to say at once.
+        self._tasks = [asyncio.create_task(core.writer.run())]
+        await ownership.begin(holdings)
+        metrics = Metrics(core.engine, core.writer, core.http, core.dispatcher, core.agents, ownership)
+        self._relay = Relay(
+            member.folder,
+            self._worker.id,
+            ownership,
+            leases.owners,
+            fleet.get,
+            self._rows.enrolled_at,
+            max_body=settings.max_upload_size,
+        )
+        await self._listen(service, push, self._relay, await self._figures(metrics))
+        running = (core.engine, shelf, boot_shelf, core.dispatcher, ownership, ear, push.sessions, push.records)
+        self._tasks += [asyncio.create_task(part.run()) for part in running]
+        if member.of == 1:
+            log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
+        member.ready()
+
+    def _supervise(self, fleet: Fleet, shelf: PolicyShelf, boot_shelf: BootPolicyShelf, ownership: Ownership) -> _Core:
+        """Put together what asks nodes, judges them, writes what came of it and tells of it."""
+        settings = self._settings
+        beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
+        http = self._http = PinnedHttp(
+            self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
+        )
         rules = make_rules(settings)
         tracer = tracer_for("verifier", os.environ)
-        parts = _Parts(AgentClient(self._http), appraise, self._rows, lambda poller: poller)
+        parts = _Parts(AgentClient(http), appraise, self._rows, lambda poller: poller)
         if tracer is not None:
-            parts = _traced(tracer, self._http, self._rows, self._database.dialect)
-        agents = parts.agents
-        channels = self._channels(agents)
-        self._dispatcher = Dispatcher(
-            # One worker takes what is left over: what is for channels that are not enabled any more.
-            Outbox(self._database, settings.uuid, None if self._member.number == 0 else channels),
-            channels,
-            pause=max(settings.retry_interval, MIN_NOTICE_PAUSE),
-        )
-        self.writer = Writer(
+            parts = _traced(tracer, http, self._rows, self._database.dialect)
+        channels = self._channels(parts.agents, Everybody(self._rows, fleet, ownership))
+        # One worker takes what is left over: what is for channels that are not enabled any more.
+        outbox = Outbox(self._database, settings.uuid, None if self._member.number == 0 else channels)
+        dispatcher = Dispatcher(outbox, channels, pause=max(settings.retry_interval, MIN_NOTICE_PAUSE))
+        writer = self.writer = Writer(
             parts.rounds,
             self._changed_elsewhere,
             gather=gather_seconds(rules.trust_lifetime),
-            on_notices=self._dispatcher.wake,
+            on_notices=dispatcher.wake,
         )
         poller = Poller(
-            agents,
+            parts.agents,
             answer_within=settings.request_timeout + LATE_SECONDS,
             policies=shelf,
             boot_policies=boot_shelf,
@@ -266,10 +257,10 @@ class Verifier:
             boot_always=settings.measured_boot_evaluate == "always",
             judge=parts.judge,
         )
-        self.engine = Engine(
-            Fleet(late_after=LATE_SECONDS, jitter=shuffled),
+        engine = self.engine = Engine(
+            fleet,
             parts.watched(poller),
-            self.writer,
+            writer,
             self._rows,
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
@@ -278,61 +269,30 @@ class Verifier:
             beat=beat,
             may_start=lambda: ownership.open,
         )
-        site = Site(
+        return _Core(http, parts.agents, poller, writer, engine, dispatcher)
+
+    def _site(self) -> Site:
+        settings = self._settings
+        return Site(
             verifier_id=settings.uuid,
             verifier_ip=settings.ip,
             verifier_port=settings.port,
             certificate_required=settings.enable_agent_mtls,
             push=settings.mode == PUSH,
         )
-        enrolments = Enrolments(self.engine.fleet.get, ownership, self._rows, settings.uuid)
-        self._sessions, self._records, self._rounds = self._push(self.engine, poller, enrolments)
-        relay = self._relay = Relay(
-            self._member.folder,
-            self._worker.id,
-            ownership,
-            leases.owners,
-            self.engine.fleet.get,
-            self._rows.enrolled_at,
-            max_body=settings.max_upload_size,
-        )
-        self._service = VerifierService(
-            self._rows,
-            self.engine,
-            site,
-            shelf,
-            boot_shelf,
-            ownership,
-            changes,
-            self.writer.flush,
-            self._records,
-        )
-        # Written and told from here on: what is taken up may have something to say at once.
-        self._tasks = [asyncio.create_task(self.writer.run())]
-        await ownership.begin(self._service)
-        metrics = Metrics(self.engine, self.writer, self._http, self._dispatcher, agents, ownership)
-        watch = Watch(self._not_ready, await self._figures(metrics))
+
+    async def _listen(
+        self, service: VerifierService, push: _Push, relay: Relay, figures: Callable[[], Awaitable[bytes]]
+    ) -> None:
+        """Serve requests, those that other workers hand over too."""
+        settings, member = self._settings, self._member
         onetime = OneTime(settings.measured_boot_policy_name, violations_found=not settings.ignore_tomtou_errors)
-        app = make_app(self._service, onetime, watch, self._sessions, self._rounds, relay, settings)
+        watch = Watch(self._not_ready, figures)
+        app = make_app(service, onetime, watch, push.sessions, push.rounds, relay, settings)
         await relay.serve(app.handle)
-        several = self._member.of > 1
-        port = self._member.port or settings.port
-        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=several)
+        port = member.port or settings.port
+        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=member.of > 1)
         await self._listener.start()
-        running = (
-            self.engine,
-            shelf,
-            boot_shelf,
-            self._dispatcher,
-            ownership,
-            ear,
-            self._sessions,
-            self._records,
-        )
-        self._tasks += [asyncio.create_task(part.run()) for part in running]
-        if not several:
-            log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
-        self._member.ready()
 
     async def _figures(self, metrics: Metrics) -> Callable[[], Awaitable[bytes]]:
         """Return what answers for the metrics: of this process alone, or of all of its crew."""
@@ -356,23 +316,23 @@ class Verifier:
         every = (AGENT, *((WEBHOOK,) if self._settings.webhook_url else ()), ZEROMQ)
         return tuple(channel for channel in every if channel in wanted)
 
-    def _push(
-        self, engine: Engine, poller: Poller, enrolments: Enrolments
-    ) -> tuple[Sessions, AttestationLog, PushRounds]:
-        """Return what serves nodes that attest by themselves."""
+    def _push(self, core: _Core, enrolments: Enrolments) -> _Push:
+        """Put together what serves nodes that attest by themselves."""
         settings = self._settings
         rows = SessionRows(self._database, settings.uuid)
         sessions = Sessions(rows, enrolments, make_session_rules(settings, shared=self._member.folder is not None))
         records = AttestationLog(Attestations(self._database))
         rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
-        return sessions, records, PushRounds(engine, sessions, records, poller, rules)
+        rounds = PushRounds(core.engine, sessions, records, core.poller, rules)
+        self._attesting = _Push(sessions, records, rounds)
+        return self._attesting
 
-    def _channels(self, agents: AgentClient) -> dict[str, Channel]:
+    def _channels(self, agents: AgentClient, everybody: Everybody) -> dict[str, Channel]:
         """Return the ways on which notices go out. Raises ValueError for one that cannot be used."""
         settings, wanted = self._settings, self._settings.enabled_revocation_notifications
         channels: dict[str, Channel] = {}
         if AGENT in wanted:
-            channels[AGENT] = Agents(agents, self._everybody, interval=settings.quote_interval)
+            channels[AGENT] = Agents(agents, everybody.found, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
@@ -382,30 +342,6 @@ class Verifier:
             self._publisher = Publisher(settings.zmq_ip, settings.zmq_port)
             channels[ZEROMQ] = self._publisher
         return channels
-
-    async def _everybody(self) -> list[Addressee]:
-        """Return the agents of all nodes, of other workers too, but those that are known to be away."""
-        if self.engine is None or self._ownership is None:
-            return []
-        if self._ownership.alone:
-            return addressees(self.engine.fleet)
-        now = asyncio.get_running_loop().time()
-        if self._addresses is None or self._addresses[0] < now - ADDRESSES_SECONDS:
-            rows = await self._rows.addresses()
-            found = [
-                Addressee(
-                    row.agent_id,
-                    AgentAddress(
-                        row.ip or "",
-                        row.port or 0,
-                        None if row.certificate_sha256 is None else Pin(row.certificate_sha256),
-                    ),
-                    row.version,
-                )
-                for row in rows
-            ]
-            self._addresses = (now, found)
-        return self._addresses[1]
 
     async def _not_ready(self) -> str | None:
         """Return why requests should go elsewhere, None when they are welcome here."""
@@ -418,7 +354,7 @@ class Verifier:
         return None
 
     def _changed_elsewhere(self, node: Node) -> None:
-        self._service.changed_elsewhere(node)
+        self._holdings.changed_elsewhere(node)
 
     async def failed(self) -> None:
         """Wait until one of the tasks that must run for ever has ended: a fault of ours."""
@@ -436,11 +372,10 @@ class Verifier:
 
     async def _write_push(self) -> None:
         """Write what is kept of nodes that attest by themselves."""
-        for part in (self._sessions, self._records):
-            if part is not None:
-                with contextlib.suppress(TimeoutError, StoreUnavailable):
-                    async with asyncio.timeout(FINAL_FLUSH_SECONDS):
-                        await part.flush()
+        for part in () if self._attesting is None else (self._attesting.sessions, self._attesting.records):
+            with contextlib.suppress(TimeoutError, StoreUnavailable):
+                async with asyncio.timeout(FINAL_FLUSH_SECONDS):
+                    await part.flush()
 
     async def stop(self) -> None:
         """Take no more requests, let running rounds end, write what they learned, close everything."""
@@ -449,8 +384,8 @@ class Verifier:
         closing = [self._listener.stop()] if self._listener is not None else []
         draining = [self.engine.drain(self._settings.shutdown_drain_timeout)] if self.engine is not None else []
         await asyncio.gather(*draining, *closing, self._hand_over())
-        if self._rounds is not None:
-            await self._rounds.drain(self._settings.shutdown_drain_timeout)
+        if self._attesting is not None:
+            await self._attesting.rounds.drain(self._settings.shutdown_drain_timeout)
         if self.writer is not None and self.writer.backlog:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FINAL_FLUSH_SECONDS):

@@ -15,7 +15,7 @@ from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
 from limeguard.policy.boot import BOOT_PCRS
 from limeguard.policy.keyring import parse_keyring
 from limeguard.policy.pcrs import PcrPolicy, PolicyError, parse_tpm_policy
-from limeguard.store.nodes import Enrolled
+from limeguard.store.node_record import Enrolled
 from limeguard.wire import versions
 from limeguard.wire.envelope import BadRequest
 from limeguard.wire.verifier_v2 import NO_CERTIFICATES, EnrolmentRequest, port_number

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from limeguard.evidence.tpm.structures import PublicArea
-from limeguard.store.nodes import Enrolled, NodeRecord
+from limeguard.store.node_record import Enrolled, NodeRecord
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.enrolment import parse_ak
 from limeguard.verifier.fleet import Node

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from limeguard.clients.agent import AgentAddress
 from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
-from limeguard.store.nodes import Enrolled, NodeRecord, NodeState
+from limeguard.store.node_record import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
 from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.supervision import Job

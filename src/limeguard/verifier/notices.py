@@ -5,16 +5,15 @@ Delivery is at least once: a row goes when its notice has arrived. Nothing here 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from limeguard.appraisal.verdict import Reachability
-from limeguard.clients.agent import AgentAddress, AgentClient, AgentRefused
+from limeguard.clients.agent import AgentClient, AgentRefused
 from limeguard.store.database import StoreUnavailable
 from limeguard.store.notices import Notice, Waiting
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.fleet import Node
+from limeguard.verifier.addressees import Addressee
 from limeguard.web.client import HttpClient, Unreachable
 from limeguard.wire import agent_v2
 from limeguard.wire.notice import NoticeKeyError, transport
@@ -116,24 +115,6 @@ class Webhook(Channel):
             raise NotDelivered(f"Error in webhook worker: {clean(problem.reason)}") from None
         if answer.status not in DONE:
             raise NotDelivered(f"The webhook answered {answer.status}")
-
-
-@dataclass(frozen=True, slots=True)
-class Addressee:
-    """An agent that may be told: its node, where it is, and the version of its API."""
-
-    agent_id: str
-    address: AgentAddress
-    version: str
-
-
-def addressees(nodes: Iterable[Node]) -> list[Addressee]:
-    """Return the agents that listen: not those of nodes that are known to be away, or that attest by themselves."""
-    return [
-        Addressee(node.agent_id, node.address, node.state.supported_version)
-        for node in nodes
-        if node.state.reachability != Reachability.UNREACHABLE and not node.record.enrolled.push
-    ]
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from limeguard.store.changes import Look
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.store.leases import Standing
-from limeguard.store.nodes import partition_of
+from limeguard.store.node_record import partition_of
 from limeguard.store.schema_verifier import PARTITIONS
 from limeguard.telemetry import clean, get_logger
 

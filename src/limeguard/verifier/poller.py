@@ -27,7 +27,7 @@ from limeguard.crypto.keysplit import KeyShareError, encrypt_key_share
 from limeguard.policy.boot import BootPolicy
 from limeguard.policy.keyring import Keyring, parse_keyring
 from limeguard.policy.runtime import RuntimePolicy
-from limeguard.store.nodes import Enrolled, NodeState
+from limeguard.store.node_record import Enrolled, NodeState
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask

@@ -16,35 +16,30 @@ from typing import Final, Protocol
 
 from limeguard.appraisal.appraise import Evidence, Expected, appraise
 from limeguard.appraisal.boot import BootMemo
-from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.runtime import RuntimeExpected
 from limeguard.appraisal.verdict import Appraisal, Outcome
 from limeguard.policy.boot import BootPolicy
-from limeguard.store.nodes import Enrolled
+from limeguard.store.node_record import Enrolled
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
 from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
 from limeguard.verifier.poller import LONG_BOOT_LOG, LONG_LIST, Facts, NoBootPolicyError, history_of
+from limeguard.verifier.push_evidence import event_of, evidence_of, failure_reason, has_boot_log, offset_of
 from limeguard.verifier.supervision import PAUSED
-from limeguard.wire.agent_v2 import MAX_BOOT_LOG
 from limeguard.wire.attestation_v3 import (
     COMPLETE,
     EVALUATING,
-    Collected,
-    LogParameters,
-    QuoteParameters,
     encode_attributes,
     read_evidence,
     show,
     without_logs,
 )
 from limeguard.wire.jsonapi import decode_resource
-from limeguard.wire.offer_v3 import UEFI_LOG, decode_request, read_offer
+from limeguard.wire.offer_v3 import decode_request, read_offer
 from limeguard.wire.verifier_v3 import FAIL, PASS
 
 log = get_logger("keylime.verifier")
@@ -59,11 +54,6 @@ KEPT_LOG: Final = 256 * 1024
 """Bytes of a log up to which it is kept with the record of an attestation."""
 BUSY_SECONDS: Final = 1
 """Seconds after which an agent may ask again whose last evidence is still being judged."""
-
-BROKEN_CHAIN: Final = "broken_evidence_chain"
-POLICY_VIOLATION: Final = "policy_violation"
-_CHAIN_EVENTS: Final = frozenset({"qoute_validation.quote_validation", "ima.pcr_mismatch"})
-_CHAIN_PREFIX: Final = "measured_boot.invalid_pcr_"
 
 
 class PushRefused(Exception):  # noqa: N818 - an answer, not a fault
@@ -162,7 +152,7 @@ class PushRounds:
         clock = state.clock
         progress = Progress(state.ima.next_entry, state.boottime, None if clock is None else clock.reset_count)
         resets, wanted = self._tokens.reset_count(agent_id), self._wanted(node)
-        known = latest.requested[0] if latest is not None and _has_boot_log(latest) == wanted.boot_log else None
+        known = latest.requested[0] if latest is not None and has_boot_log(latest) == wanted.boot_log else None
         requested, entries = negotiate(offer, wanted, progress, challenge, resets, known)
         number, now = node.next_attestation, self._now()
         node.next_attestation += 1
@@ -173,7 +163,7 @@ class PushRounds:
             offer=offer,
             challenge=challenge,
             requested=requested,
-            offset=_offset(requested),
+            offset=offset_of(requested),
             entries_due=entries,
             boot_time=offer.boot_time,
             created_at=now,
@@ -287,7 +277,7 @@ class PushRounds:
         latest.body_sha256, latest.received_at, latest.stage = digest, now, EVALUATING
         latest.shown = show(latest.requested, collected)
         latest.judging = True
-        evidence = _evidence(node, latest, collected)
+        evidence = evidence_of(node, latest, collected)
         if size > LONG_LIST or self._is_new_boot_log(node, collected.boot_log):
             self._waiting_chars += size
             task = asyncio.create_task(self._judge_long(node, latest, evidence, size))
@@ -354,7 +344,7 @@ class PushRounds:
         """Return what is good evidence now. Raises what is our own fault: then there is no verdict."""
         enrolled = node.record.enrolled
         boot_policy = self._grounds.boot(enrolled)
-        if boot_policy is not None and boot_policy.active and not _has_boot_log(attestation):
+        if boot_policy is not None and boot_policy.active and not has_boot_log(attestation):
             raise AskedBeforeError("the measured boot policy asks for a log since the evidence was asked for")
         return Expected(
             ak=node.ak,
@@ -376,7 +366,7 @@ class PushRounds:
     def _conclude(self, node: Node, attestation: Attestation, appraisal: Appraisal) -> None:
         """Note the verdict, and step the node by it unless an operator has spoken since the challenge was made."""
         current = self._engine.fleet.get(node.agent_id) is node and node.generation == attestation.generation
-        event = _event(appraisal, attestation.received_at or 0.0)
+        event = event_of(appraisal, attestation.received_at or 0.0)
         if isinstance(event, lifecycle.OurFault):
             log.error(
                 "Attestation %d for agent '%s' is not decided: %s", attestation.number, node.agent_id, event.reason
@@ -449,55 +439,3 @@ class PushRounds:
 def _disabled(agent_id: str, why: str) -> PushRefused:
     detail = f"Attestations for agent '{agent_id}' are currently disabled. {why}"
     return PushRefused(403, "agent_attestations_disabled", detail)
-
-
-def _offset(requested: tuple[object, ...]) -> int:
-    for one in requested:
-        parameters = getattr(one, "parameters", None)
-        if isinstance(parameters, LogParameters) and isinstance(parameters.starting_offset, int):
-            return parameters.starting_offset
-    return 0
-
-
-def _evidence(node: Node, attestation: Attestation, collected: Collected) -> Evidence:
-    """Return evidence as appraisal takes it. What an agent that is polled announces was agreed on beforehand here."""
-    asked = next(one.parameters for one in attestation.requested if isinstance(one.parameters, QuoteParameters))
-    return Evidence(
-        quote=collected.quote_text,
-        parsed=collected.quote,
-        hash_alg=asked.hash_algorithm,
-        enc_alg=node.ak.key_algorithm,
-        sign_alg=asked.signature_scheme,
-        ima_log=collected.ima_log,
-        ima_entry=attestation.offset,
-        boot_log=_boot_log(collected.boot_log),
-        boottime=int(attestation.boot_time or 0),
-    )
-
-
-def _boot_log(log: bytes | None) -> bytes | None:
-    """Return the boot log as appraisal takes it: an empty one is none, and one that is far too long is no log."""
-    if not log:
-        return None
-    return log if len(log) <= MAX_BOOT_LOG else b""
-
-
-def _has_boot_log(attestation: Attestation) -> bool:
-    return any(one.evidence_type == UEFI_LOG for one in attestation.requested)
-
-
-def _event(appraisal: Appraisal, received_at: float) -> Event:
-    match appraisal.outcome:
-        case Outcome.TRUSTED:
-            return lifecycle.RoundTrusted(received_at)
-        case Outcome.DISTRUSTED:
-            return lifecycle.RoundDistrusted(appraisal.findings)
-        case Outcome.INCOMPLETE:
-            missing = ", ".join(sorted(appraisal.not_run))
-            return lifecycle.OurFault(f"required checks did not run: {missing}")
-
-
-def failure_reason(findings: tuple[Finding, ...]) -> str:
-    """Return the wire's word for what was wrong: the chain of evidence itself, or what it shows."""
-    broken = any(one.event_id in _CHAIN_EVENTS or one.event_id.startswith(_CHAIN_PREFIX) for one in findings)
-    return BROKEN_CHAIN if broken else POLICY_VIOLATION

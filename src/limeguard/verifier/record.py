@@ -9,7 +9,7 @@ from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.ima.history import NO_IMA
 from limeguard.appraisal.verdict import Checks, Integrity, Reachability
 from limeguard.policy.severity import SeverityRules
-from limeguard.store.nodes import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
+from limeguard.store.node_record import MAX_CONTEXT, MAX_FINDINGS, NodeState, StoredFinding
 from limeguard.verifier.poller import Facts
 from limeguard.verifier.supervision import Phase, Supervision
 

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from limeguard.store.nodes import partition_of
+from limeguard.store.node_record import partition_of
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.app import BodyTooLarge, Handler, Incoming, Request, Response
 from limeguard.web.auth import CallerKind

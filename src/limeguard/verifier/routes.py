@@ -13,8 +13,9 @@ from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
 from limeguard.verifier.push import PushRounds
 from limeguard.verifier.push_routes import NOT_HERE_SECONDS, push_routes
+from limeguard.verifier.refused import Refused
 from limeguard.verifier.relay import NotHereError
-from limeguard.verifier.service import Deletion, Refused, VerifierService
+from limeguard.verifier.service import Deletion, VerifierService
 from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import CallerKind, Rule
@@ -238,22 +239,22 @@ class _PolicyHandlers:
         self._service = service
 
     async def names(self, _request: Request) -> Response:
-        return json_response(200, verifier_v2.encode_runtime_policy_names(await self._service.policy_names()))
+        return json_response(200, verifier_v2.encode_runtime_policy_names(await self._service.policies.policy_names()))
 
     async def read(self, request: Request) -> Response:
-        policy = await self._service.runtime_policy(_policy_name(request))
+        policy = await self._service.policies.runtime_policy(_policy_name(request))
         return json_response(200, envelope(200, "Success", policy))
 
     async def create(self, request: Request) -> Response:
-        await self._service.store_policy(_policy_name(request), request.body, replace=False)
+        await self._service.policies.store_policy(_policy_name(request), request.body, replace=False)
         return json_response(201, CREATED)
 
     async def update(self, request: Request) -> Response:
-        await self._service.store_policy(_policy_name(request), request.body, replace=True)
+        await self._service.policies.store_policy(_policy_name(request), request.body, replace=True)
         return json_response(201, CREATED)
 
     async def delete(self, request: Request) -> Response:
-        await self._service.delete_policy(_policy_name(request))
+        await self._service.policies.delete_policy(_policy_name(request))
         return empty(204)
 
 
@@ -264,22 +265,24 @@ class _BootPolicyHandlers:
         self._service = service
 
     async def names(self, _request: Request) -> Response:
-        return json_response(200, verifier_v2.encode_boot_policy_names(await self._service.boot_policy_names()))
+        return json_response(
+            200, verifier_v2.encode_boot_policy_names(await self._service.policies.boot_policy_names())
+        )
 
     async def read(self, request: Request) -> Response:
         name = _policy_name(request)
-        return json_response(200, verifier_v2.encode_boot_policy(name, await self._service.boot_policy(name)))
+        return json_response(200, verifier_v2.encode_boot_policy(name, await self._service.policies.boot_policy(name)))
 
     async def create(self, request: Request) -> Response:
-        await self._service.store_boot_policy(_policy_name(request), request.body, replace=False)
+        await self._service.policies.store_boot_policy(_policy_name(request), request.body, replace=False)
         return json_response(201, CREATED)
 
     async def update(self, request: Request) -> Response:
-        await self._service.store_boot_policy(_policy_name(request), request.body, replace=True)
+        await self._service.policies.store_boot_policy(_policy_name(request), request.body, replace=True)
         return json_response(201, CREATED)
 
     async def delete(self, request: Request) -> Response:
-        await self._service.delete_boot_policy(_policy_name(request))
+        await self._service.policies.delete_boot_policy(_policy_name(request))
         return empty(204)
 
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from limeguard.evidence.tpm.possession import Possession, PossessionFault, verify_possession
 from limeguard.store.database import StoreUnavailable
-from limeguard.store.nodes import Enrolled
+from limeguard.store.node_record import Enrolled
 from limeguard.store.sessions import StoredSession
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.enrolments import Enrolment, Enrolments

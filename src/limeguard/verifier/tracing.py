@@ -15,7 +15,7 @@ from limeguard.appraisal.appraise import Evidence, Expected
 from limeguard.appraisal.history import History
 from limeguard.appraisal.verdict import Appraisal
 from limeguard.clients.agent import AgentAddress, AgentClient, AgentRefused
-from limeguard.store.nodes import NodeRecord
+from limeguard.store.node_record import NodeRecord
 from limeguard.store.notices import Notice
 from limeguard.verifier.engine import Performer
 from limeguard.verifier.fleet import Node

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from limeguard.appraisal.verdict import STATE_CHECKS, Condition, Integrity, condition
-from limeguard.store.nodes import NodeRecord, NodeState, StoredFinding
+from limeguard.store.node_record import NodeRecord, NodeState, StoredFinding
 from limeguard.verifier.supervision import INTERVALS_OF_TRUST, OPERATIONAL_STATES, PAUSED, Phase
 from limeguard.wire.limeguard_v1 import Checks, FindingView, NodeList, NodeSummary, NodeView, context_of
 from limeguard.wire.verifier_v2 import AgentStatus

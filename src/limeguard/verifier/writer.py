@@ -14,7 +14,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from limeguard.store.database import Conflict, StoreUnavailable
-from limeguard.store.nodes import NodeRecord
+from limeguard.store.node_record import NodeRecord
 from limeguard.store.notices import Notice
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.fleet import Node
