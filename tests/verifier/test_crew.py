@@ -1,11 +1,13 @@
 """The parent of several workers, as a process: starts, starts again, drains, and never leaves a worker behind."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -193,3 +195,16 @@ def test_a_reserved_port_takes_no_connection_and_lets_workers_listen() -> None:
 )
 def test_how_many_workers_there_are(number: int, most: int, cores: int, workers: int) -> None:
     assert VerifierSettings(num_workers=number, max_workers=most).workers(cores) == workers
+
+
+def test_a_socket_fits_into_the_private_folder_however_long_the_name_of_the_temporary_one_is(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    deep.mkdir(parents=True)
+    for place in (str(deep), "/tmp"):
+        folder = module.private_folder(place)
+        try:
+            assert folder.stat().st_mode & 0o777 == 0o700
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(folder / f"{uuid.uuid4()}.relay"))
+        finally:
+            shutil.rmtree(folder)

@@ -35,6 +35,8 @@ LOOK_SECONDS: Final = 0.2
 PR_SET_PDEATHSIG: Final = 1
 ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 SIGNALS: Final = ENDING | {signal.SIGCHLD}
+MAX_PLACE: Final = 32
+"""Bytes of a path below which a folder and a socket named by a worker's id still fit into 107."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,15 @@ class _Place:
     start_at: float = 0.0
 
 
+def private_folder(place: str) -> Path:
+    """Make a folder for sockets that only this user may enter: in `place`, or in /tmp where its name is too long.
+
+    The name of a socket has 107 bytes at most (`unix(7)`). Raises OSError.
+    """
+    roomy = len(os.fsencode(place)) <= MAX_PLACE
+    return Path(tempfile.mkdtemp(prefix="limeguard-workers-", dir=place if roomy else "/tmp"))  # noqa: S108 - made anew
+
+
 class Crew:
     """The workers of one parent."""
 
@@ -105,7 +116,7 @@ class Crew:
         Raises OSError when the port cannot be had.
         """
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        folder = Path(tempfile.mkdtemp(prefix="limeguard-workers-"))
+        folder = private_folder(tempfile.gettempdir())
         try:
             with reserved_port(ip, port) as number:
                 status = self._alone(prepare)
