@@ -1,11 +1,12 @@
 """The command that runs the pull agent in the foreground: settings and log first, then the agent until a signal."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from limeguard.agent.console import set_up_console
-from limeguard.agent.settings import load_agent_settings
+from limeguard.agent.settings import AgentSettings, load_agent_settings
 from limeguard.settings import SettingsError, Sources
 from limeguard.telemetry import get_logger
 
@@ -28,15 +29,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.parse_args(argv)
     sources = Sources.of_process()
     set_up_console(sources.env.get("RUST_LOG"))
-    try:
-        loaded = load_agent_settings(sources)
-    except SettingsError as problem:
-        print(problem, file=sys.stderr)
+    settings = usable_settings(sources, log)
+    if settings is None:
         return 1
-    loaded.announce(log)
     try:
         from limeguard.agent.build import run_agent  # the TPM library is an optional extra
     except ImportError as problem:
         log.error("%s (%s)", NO_TPM_LIBRARY, problem)  # noqa: TRY400 - a sentence, not a traceback
         return 1
-    return run_agent(loaded.settings, sources.env)
+    return run_agent(settings, sources.env)
+
+
+def usable_settings(sources: Sources, log: logging.Logger) -> AgentSettings | None:
+    """Return an agent's settings, announced in its log; None when they cannot be used, which a sentence has said."""
+    try:
+        loaded = load_agent_settings(sources)
+    except SettingsError as problem:
+        print(problem, file=sys.stderr)
+        return None
+    loaded.announce(log)
+    settings: AgentSettings = loaded.settings
+    return settings

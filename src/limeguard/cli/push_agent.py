@@ -1,13 +1,11 @@
 """The command that runs the push agent in the foreground: options, settings and log, then the agent until a signal."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from limeguard.agent.console import set_up_console
-from limeguard.agent.settings import load_agent_settings
-from limeguard.cli.agent import NO_TPM_LIBRARY
-from limeguard.settings import SettingsError, Sources
+from limeguard.cli.agent import NO_TPM_LIBRARY, usable_settings
+from limeguard.settings import Sources
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime_push_model_agent")
@@ -63,12 +61,9 @@ def main(argv: Sequence[str] | None = None, program: str = "keylime_push_model_a
             log.warning("%s has no effect: agent.conf decides", option)
     if unknown:
         log.warning("Unknown arguments are ignored: %s", clean(" ".join(unknown), 200))
-    try:
-        loaded = load_agent_settings(sources)
-    except SettingsError as problem:
-        print(problem, file=sys.stderr)
+    settings = usable_settings(sources, log)
+    if settings is None:
         return 1
-    loaded.announce(log)
     try:
         from limeguard.agent.push_build import PushOptions, run_push_agent  # the TPM library is an optional extra
     except ImportError as problem:
@@ -82,7 +77,7 @@ def main(argv: Sequence[str] | None = None, program: str = "keylime_push_model_a
         insecure=given.insecure,
         timeout=given.timeout,
     )
-    return run_push_agent(loaded.settings, options, sources.env)
+    return run_push_agent(settings, options, sources.env)
 
 
 def limeguard_agent_push(argv: Sequence[str] | None = None) -> int:
