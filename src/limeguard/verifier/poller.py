@@ -183,14 +183,9 @@ class Poller:
         return _not_base64(appraisal) if no_base64 else appraisal, answer
 
     def _takes_long(self, node: Node, answer: QuoteAnswer) -> bool:
-        """Say whether judging takes milliseconds. A boot log does where it is another one than that of the last round.
-
-        That its length changed is a good enough sign: it only decides where the work is done.
-        """
-        length = len(answer.mb_measurement_list or "")
-        known = self.boot_memo is not None and node.boot_log_length == length
-        node.boot_log_length = length
-        return len(answer.ima_measurement_list or "") > LONG_LIST or (length > LONG_BOOT_LOG and not known)
+        """Say whether judging takes milliseconds: a long IMA log does, and a new boot log."""
+        new = is_new_boot_log(node, len(answer.mb_measurement_list or ""), self.boot_memo)
+        return len(answer.ima_measurement_list or "") > LONG_LIST or new
 
     def _expected(self, node: Node, question: QuoteRequest, nonce_expires: float) -> Expected:
         enrolled = node.record.enrolled
@@ -320,3 +315,13 @@ def _not_base64(appraisal: Appraisal) -> Appraisal:
             for finding in appraisal.findings
         ),
     )
+
+
+def is_new_boot_log(node: Node, length: int, memo: BootMemo | None) -> bool:
+    """Say whether judging a boot log takes milliseconds: it is long, and another one than that of the last round.
+
+    That its length changed is a good enough sign: it only decides where the work is done.
+    """
+    known = memo is not None and node.boot_log_length == length
+    node.boot_log_length = length
+    return length > LONG_BOOT_LOG and not known

@@ -27,7 +27,7 @@ from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
-from limeguard.verifier.poller import LONG_BOOT_LOG, LONG_LIST, Facts, NoBootPolicyError, history_of
+from limeguard.verifier.poller import LONG_LIST, Facts, NoBootPolicyError, history_of, is_new_boot_log
 from limeguard.verifier.push_evidence import event_of, evidence_of, failure_reason, has_boot_log, offset_of
 from limeguard.verifier.supervision import PAUSED
 from limeguard.wire.attestation_v3 import (
@@ -278,7 +278,7 @@ class PushRounds:
         latest.shown = show(latest.requested, collected)
         latest.judging = True
         evidence = evidence_of(node, latest, collected)
-        if size > LONG_LIST or self._is_new_boot_log(node, collected.boot_log):
+        if size > LONG_LIST or is_new_boot_log(node, len(collected.boot_log or b""), self._grounds.boot_memo):
             self._waiting_chars += size
             task = asyncio.create_task(self._judge_long(node, latest, evidence, size))
             self._tasks.add(task)
@@ -286,16 +286,6 @@ class PushRounds:
         else:
             asyncio.get_running_loop().call_soon(self._judge_now, node, latest, evidence)
         return Taken(latest, self._seconds_to_next(node, now))
-
-    def _is_new_boot_log(self, node: Node, log: bytes | None) -> bool:
-        """Say whether judging a boot log takes milliseconds: it is long, and another one than that of the last round.
-
-        That its length changed is a good enough sign: it only decides where the work is done.
-        """
-        length = len(log or b"")
-        known = self._grounds.boot_memo is not None and node.boot_log_length == length
-        node.boot_log_length = length
-        return length > LONG_BOOT_LOG and not known
 
     def _addressed(self, node: Node, number: int | None) -> Attestation:
         latest = node.attestation
