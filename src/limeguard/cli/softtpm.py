@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ STOP_SECONDS = 15.0
 GROUP_SECONDS = 2.0
 SHOWN_LINES = 15
 PORTS = range(16000, 32000)
+LISTEN = "0A"
+"""State of a listening socket in /proc/net/tcp (the kernel's TCP_LISTEN)."""
 
 
 class SandboxError(Exception):
@@ -142,6 +145,27 @@ def wait_for_port(port: int, program: Program, seconds: float = READY_SECONDS) -
     raise program.complaint(f"does not listen on port {port} after {seconds:.0f} s")
 
 
+def wait_for_listener(port: int, program: Program, seconds: float = READY_SECONDS) -> None:
+    """Wait until the kernel says that somebody listens on a loopback port, without connecting to it.
+
+    For programs that take one client and would take a probe for it. Raises SandboxError like `wait_for_port`.
+    """
+    end = time.monotonic() + seconds
+    while not _has_listener(port):
+        if not program.running:
+            raise program.complaint(f"ended with status {program.status} instead of listening")
+        if time.monotonic() > end:
+            raise program.complaint(f"does not listen on port {port} after {seconds:.0f} s")
+        time.sleep(0.01)
+
+
+def _has_listener(port: int) -> bool:
+    """Look the port up in the kernel's table (proc(5), /proc/net/tcp: the address is in hexadecimal, state 0A)."""
+    address = f"{int.from_bytes(socket.inet_aton(LOOPBACK), sys.byteorder):08X}:{port:04X}"
+    rows = (row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    return any(row[1] == address and row[3] == LISTEN for row in rows)
+
+
 class SoftwareTpm:
     """A TPM 2.0 in software (swtpm) with EK certificates of a local CA, all of it in folders that are handed in."""
 
@@ -208,8 +232,9 @@ class SoftwareTpm:
             self._logs,
         )
         self._program.start()
-        # The server port takes one client and a probe would be one, so only the control port is tried.
+        # swtpm opens one port after the other. The server port takes one client and a probe would be one.
         wait_for_port(self.port + 1, self._program)
+        wait_for_listener(self.port, self._program)
 
     def stop(self) -> None:
         """Power it off."""
