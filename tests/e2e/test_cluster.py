@@ -1,6 +1,7 @@
 """Two verifiers of two workers each over one PostgreSQL: nobody is asked twice or lost, nothing late is written."""
 
 import asyncio
+import math
 import os
 import signal
 import time
@@ -170,7 +171,7 @@ async def test_a_database_that_is_away_makes_nothing_green_and_nothing_red(
         counts = {name: row[2] for name, row in (await rows(database)).items()}
         await asyncio.to_thread(postgres.kill)
         away = time.monotonic()
-        silent.behaviour.offline_until = time.monotonic() + OUTAGE + 8.0
+        silent.behaviour.offline_until = math.inf
         changed.extend()
         seen: set[str] = set()
         while time.monotonic() < away + OUTAGE:
@@ -202,7 +203,7 @@ async def test_a_database_that_is_away_makes_nothing_green_and_nothing_red(
                 name: one for name, one in wanted.items() if name != silent.agent_id
             }
 
-        await made.until("everything to be as it is", settled, 15.0)
+        await made.until("everything to be as it is", settled, 30.0)
         assert (await made.conditions(made.hosts[1]))[silent.agent_id] != "trusted"
         for name, row in (await rows(database)).items():
             assert row[2] >= counts[name], f"{name}: a committed round was forgotten"
