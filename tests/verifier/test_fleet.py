@@ -1,5 +1,6 @@
 """The timer heap as a machine: one timer a node, the earliest first, nothing owed twice, nothing forgotten."""
 
+import dataclasses
 from collections import Counter
 from itertools import pairwise
 from random import Random
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 from tests.fakes.nodes import make_node
 
+from limeguard.appraisal.verdict import Integrity, Reachability
 from limeguard.verifier.fleet import Fleet, Node
 
 IDS = [f"n{number}" for number in range(6)]
@@ -161,3 +164,17 @@ def test_no_spread_without_lateness() -> None:
         assert fleet.take_due(now) is node
         fleet.schedule(node, 10.0, catch_up=10.0)
         assert node.due == after
+
+
+def test_what_is_noted_of_an_enrolment_during_a_write_stays_visible() -> None:
+    node = make_node("n")
+    green = {"integrity": Integrity.TRUSTED, "reachability": Reachability.REACHABLE, "trust_expires_at": 100.0}
+    node.become(replace(node.state, **green, proven_at=0.5, attestation_count=1), 1.0)
+    writing = node.record
+    node.note_enrolled(dataclasses.replace(node.record.enrolled, has_mb_policy=True))
+    node.become(replace(node.state, attestation_count=2), 2.0)
+    assert node.visible.state.attestation_count == 0
+    node.committed(replace(writing, version=writing.version + 1))
+    assert node.visible.state.attestation_count == 1
+    assert node.visible.enrolled.has_mb_policy
+    assert node.record.enrolled.has_mb_policy

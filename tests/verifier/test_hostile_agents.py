@@ -17,7 +17,8 @@ from tests.fakes.verifier_site import FAILED_AT_ONCE, Site, running_verifier
 
 pytestmark = pytest.mark.services
 
-TIMEOUT = 1.0
+TIMEOUT = 2.0
+"""Seconds in which the honest agent must answer too, while others flood the very process that it lives in."""
 GIGABYTE = 1 << 30
 MEMORY = 200 << 20
 """Bytes by which this process may grow: an answer may have 64 MiB, and no more is ever held."""

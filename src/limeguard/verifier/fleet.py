@@ -116,12 +116,13 @@ class Node:
     def committed(self, written: NodeRecord) -> None:
         """Note what the database now holds.
 
-        The state may have moved on during the write; what readers see never falls back to an older, greener one.
+        The state may have moved on during the write; what readers see never falls back to an older, greener one. What
+        was noted of the enrolment meanwhile stays.
         """
         current = self.visible.state is self.record.state or written.state is self.record.state
         self.stored = written.state
         self.record = replace(self.record, version=written.version)
-        self.visible = self.record if current else written
+        self.visible = self.record if current else replace(written, enrolled=self.record.enrolled)
 
 
 LATENESS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
