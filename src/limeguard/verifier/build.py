@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import ssl
@@ -25,6 +24,7 @@ from limeguard.store.runtime_policies import RuntimePolicies
 from limeguard.store.sessions import SessionRows
 from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
+from limeguard.verifier import memory
 from limeguard.verifier.addressees import Everybody
 from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.boot_policies import BootPolicyShelf
@@ -74,8 +74,6 @@ MAX_WEBHOOK_ANSWER: Final = 1 << 20
 PUSH: Final = "push"
 MIN_NOTICE_PAUSE: Final = 0.5
 FINAL_FLUSH_SECONDS: Final = 3.0
-COLLECT_AFTER: Final = 20_000
-"""New objects until garbage is collected: rounds make nearly none that reference counts do not free."""
 
 
 def make_app(
@@ -221,7 +219,7 @@ class Verifier:
         )
         await self._listen(service, push, self._relay, await self._figures(metrics))
         running = (core.engine, shelf, boot_shelf, core.dispatcher, ownership, ear, push.sessions, push.records)
-        self._tasks += [asyncio.create_task(part.run()) for part in running]
+        self._tasks += [asyncio.create_task(part.run()) for part in (*running, memory.Memory())]
         if member.of == 1:
             log.info("Listening on %s:%d (HTTPS) with 1 worker processes...", settings.ip, self.port)
         member.ready()
@@ -415,13 +413,6 @@ async def migrate(settings: VerifierSettings) -> None:
         await database.close()
 
 
-def _settle_memory() -> None:
-    """Spare what lives as long as the process from being looked at by each collection of garbage."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
-
-
 async def run_verifier(
     settings: VerifierSettings,
     server: ssl.SSLContext,
@@ -445,7 +436,7 @@ async def run_verifier(
     verifier = Verifier(settings, server, agents, servers, member=member)
     try:
         await verifier.start()
-        _settle_memory()
+        memory.settle()
         ended = asyncio.create_task(verifier.failed())
         waiting = asyncio.create_task(asked.wait())
         await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
