@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from tests.fakes.pki import Authority
 from limeguard.crypto import keysplit
 
 pytestmark = [pytest.mark.peer, pytest.mark.asyncio(loop_scope="module")]
+
+Tenant = Callable[..., Awaitable[Ended]]
 
 NODE = "d432fbb3-d2f1-4a97-9ef7-75bd81c00001"
 ZEROS = "0" * 64
@@ -86,8 +88,10 @@ async def enrolled(site: KeylimeSite, agent: PeerAgent) -> AsyncIterator[PeerAge
 
 
 async def away(site: KeylimeSite) -> None:
+    """Delete the node, and let a round end that Keylime has under way with it."""
     ended = await site.our_tenant("-c", "delete", "-u", NODE)
     assert ended.status == 0, ended.out
+    await asyncio.sleep(1.0)
 
 
 async def both(site: KeylimeSite, *argv: str) -> tuple[Ended, Ended]:
@@ -140,16 +144,30 @@ async def test_adding_twice_is_told_alike(site: KeylimeSite, enrolled: PeerAgent
 
 @pytest.mark.parametrize("command", ["add", "update"])
 async def test_add_and_update_are_told_alike(site: KeylimeSite, agent: PeerAgent, command: str) -> None:
-    policy = json.dumps({"23": ZEROS})
-    told: dict[str, set[str]] = {}
+    told = {}
     for name, run in (("theirs", site.keylime_tenant), ("ours", site.our_tenant)):
-        ended = await run("-c", command, "-u", NODE, "--tpm_policy", policy)
-        assert ended.status == 0, ended.out
+        ended = await enrolled_with(site, run, command, {"23": [ZEROS]})
         told[name] = {POLICY_MEMBER.sub('"tpm_policy": "P"', line) for line in said(ended)}
-        record = await attested(site)
-        assert json.loads(record["tpm_policy"])["23"] == [ZEROS], name
-        await away(site)
     assert told["ours"] == told["theirs"]
+
+
+async def enrolled_with(site: KeylimeSite, run: Tenant, command: str, policy: dict[str, list[str]]) -> Ended:
+    """Enrol the node, see that it is judged by that policy, and delete it.
+
+    A round of Keylime's that was under way when a node was deleted writes what it knew over the node that was enrolled
+    under the same id since. That is its own race: such a node is enrolled again.
+    """
+    stored: dict[str, object] = {}
+    for _ in range(3):
+        ended = await run("-c", command, "-u", NODE, "--tpm_policy", json.dumps(policy))
+        try:
+            assert ended.status == 0, ended.out
+            stored = json.loads((await attested(site))["tpm_policy"])
+        finally:
+            await away(site)
+        if policy.items() <= stored.items():
+            return ended
+    pytest.fail(f"enrolled with another policy: {stored}")
 
 
 async def attested(site: KeylimeSite) -> dict[str, Any]:
