@@ -35,10 +35,6 @@ SET_UP = (
 """What Keylime says while it starts, which is no answer to anything."""
 
 
-POLICY_MEMBER = re.compile(r'\\*"tpm_policy\\*": \\*"\{.*?\}\\*"')
-"""Keylime may answer the first question after an enrolment with the policy of the enrolment before."""
-
-
 def said(ended: Ended) -> list[str]:
     """Return what the tenant said, without time, without set-up, and without values that change from run to run."""
     lines = []
@@ -144,28 +140,27 @@ async def test_adding_twice_is_told_alike(site: KeylimeSite, enrolled: PeerAgent
 
 @pytest.mark.parametrize("command", ["add", "update"])
 async def test_add_and_update_are_told_alike(site: KeylimeSite, agent: PeerAgent, command: str) -> None:
-    told = {}
+    told: dict[str, set[str]] = {}
     for name, run in (("theirs", site.keylime_tenant), ("ours", site.our_tenant)):
-        ended = await enrolled_with(site, run, command, {"23": [ZEROS]})
-        told[name] = {POLICY_MEMBER.sub('"tpm_policy": "P"', line) for line in said(ended)}
+        told[name] = set(said(await enrolled_with_policy(site, run, command)))
     assert told["ours"] == told["theirs"]
 
 
-async def enrolled_with(site: KeylimeSite, run: Tenant, command: str, policy: dict[str, list[str]]) -> Ended:
-    """Enrol the node, see that it is judged by that policy, and delete it.
+async def enrolled_with_policy(site: KeylimeSite, run: Tenant, command: str) -> Ended:
+    """Enrol the node with a policy of PCR 23, see that it is judged by it, and delete it.
 
     A round of Keylime's that was under way when a node was deleted writes what it knew over the node that was enrolled
     under the same id since. That is its own race: such a node is enrolled again.
     """
-    stored: dict[str, object] = {}
+    stored: dict[str, Any] = {}
     for _ in range(3):
-        ended = await run("-c", command, "-u", NODE, "--tpm_policy", json.dumps(policy))
+        ended = await run("-c", command, "-u", NODE, "--tpm_policy", json.dumps({"23": ZEROS}))
         try:
             assert ended.status == 0, ended.out
             stored = json.loads((await attested(site))["tpm_policy"])
         finally:
             await away(site)
-        if policy.items() <= stored.items():
+        if stored.get("23") == [ZEROS]:
             return ended
     pytest.fail(f"enrolled with another policy: {stored}")
 

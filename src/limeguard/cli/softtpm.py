@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -132,17 +132,7 @@ class Program:
 
 def wait_for_port(port: int, program: Program, seconds: float = READY_SECONDS) -> None:
     """Wait until somebody accepts connections. Raises SandboxError when the program ends first, or after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not program.running:
-            raise program.complaint(f"ended with status {program.status} instead of listening")
-        try:
-            socket.create_connection((LOOPBACK, port), timeout=1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise program.complaint(f"does not listen on port {port} after {seconds:.0f} s")
+    _wait_until(_accepts, port, program, seconds)
 
 
 def wait_for_listener(port: int, program: Program, seconds: float = READY_SECONDS) -> None:
@@ -150,13 +140,26 @@ def wait_for_listener(port: int, program: Program, seconds: float = READY_SECOND
 
     For programs that take one client and would take a probe for it. Raises SandboxError like `wait_for_port`.
     """
+    _wait_until(_has_listener, port, program, seconds)
+
+
+def _wait_until(ready: Callable[[int], bool], port: int, program: Program, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while not _has_listener(port):
+    while time.monotonic() < end:
         if not program.running:
             raise program.complaint(f"ended with status {program.status} instead of listening")
-        if time.monotonic() > end:
-            raise program.complaint(f"does not listen on port {port} after {seconds:.0f} s")
-        time.sleep(0.01)
+        if ready(port):
+            return
+        time.sleep(0.05)
+    raise program.complaint(f"does not listen on port {port} after {seconds:.0f} s")
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _has_listener(port: int) -> bool:
