@@ -240,6 +240,26 @@ async def test_a_fault_anywhere_makes_no_trust_and_ends_nothing(
     assert len(places) > 40, places
 
 
+async def test_a_word_to_a_job_that_has_not_begun_leaves_nobody_busy() -> None:
+    # trust: enrolment-order
+    bench = Bench()
+    bench.engine.take_in(bench.node, lifecycle.Enrolled())
+    tasks = [asyncio.create_task(bench.engine.run()), asyncio.create_task(bench.writer.run())]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not bench.node.busy:
+                await asyncio.sleep(0)
+            assert not bench.node.begun  # its task is made, and has its first step after this one
+            bench.engine.apply(bench.node, lifecycle.StopRequested())
+            bench.engine.apply(bench.node, lifecycle.Reactivated())
+            while bench.condition() is not Condition.TRUSTED:
+                await asyncio.sleep(0.01)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _judged(bench: Bench) -> bool:
     """Whether the database holds a proof with every required check run: the fault came after the judgement."""
     state = bench.store.row.state

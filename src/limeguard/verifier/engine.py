@@ -36,6 +36,8 @@ JITTER: Final = 0.05
 """Part of a pause that is left to chance, so that a fleet does not march in step."""
 BUSY_PAUSE: Final = 0.05
 """Seconds after which a node is looked at again whose last job is just being given up."""
+STARTS_AT_ONCE: Final = 64
+"""Jobs that are started until other work of the loop has its turn: when all come due at once, requests are heard."""
 FAULT_PAUSE: Final = 1.0
 """Seconds until rounds are started again when that itself failed."""
 FALLBACK_PAUSE: Final = 30.0
@@ -105,6 +107,7 @@ class Engine:
         Nothing is started while `may_start` says no; `wake` the engine when it says yes.
         """
         self._beat = beat
+        self._again: asyncio.Handle | None = None
         self._may_start = may_start
         self._channels = channels
         self.fleet = fleet
@@ -231,7 +234,8 @@ class Engine:
         node.generation += 1
         if node.running is not None and not node.abandoned:
             node.abandoned = True
-            node.running.cancel()
+            if node.begun:  # or else it would never be, and who waits for its end would wait for ever
+                node.running.cancel()
 
     async def remove(self, node: Node) -> bool:
         """Delete the row, then forget the node; say whether there was a row that is ours.
@@ -330,6 +334,9 @@ class Engine:
             self._beat.call_after(due - self._clock(), self._fire)
 
     def _fire(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         try:
             self._start_due()
         except Exception:
@@ -341,9 +348,11 @@ class Engine:
             self._arm()
 
     def _start_due(self) -> None:
-        if not self._may_start():
+        if self._loop is None or not self._may_start():
             return
-        while len(self._jobs) < self._limits.jobs and not self._stopping:
+        for _ in range(STARTS_AT_ONCE):
+            if len(self._jobs) >= self._limits.jobs or self._stopping:
+                return
             node = self.fleet.take_due(self._clock())
             if node is None:
                 return
@@ -353,11 +362,12 @@ class Engine:
             if node.busy:
                 self.fleet.schedule(node, self._clock() + BUSY_PAUSE)
                 continue
-            node.busy = True
+            node.busy, node.begun = True, False
             task = asyncio.create_task(self._work(node, node.job or Job.FULL_ROUND))
             node.running = task
             self._jobs[task] = (node, self._clock() + self._limits.job_seconds)
             task.add_done_callback(self._job_done)
+        self._again = self._loop.call_soon(self._fire)  # others have their turn first
 
     def _watch(self) -> None:
         """Give up jobs that take too long, and see that there is a timer; one look is cheaper than one for each job."""
@@ -381,11 +391,11 @@ class Engine:
     async def _work(self, node: Node, job: Job) -> None:
         """Do one job and step the node, whatever happens on the way."""
         generation = node.generation
-        node.began = self._clock()
+        node.began, node.begun = self._clock(), True
         self.fleet.counters.rounds += 1
         try:
             try:
-                result = await self._performed(node, job)
+                result = None if node.abandoned else await self._performed(node, job)
             finally:
                 node.busy, node.abandoned, node.late, node.running = False, False, False, None
             await self._finish(node, result, generation)

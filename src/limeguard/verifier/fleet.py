@@ -29,7 +29,7 @@ class Node:
     waits for its commit: nobody hears of trust that the database does not hold.
 
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done,
-    `began` is when the last one began.
+    `began` is when the last one began, `begun` whether the running one has, which its task says itself.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
     `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.
@@ -43,6 +43,7 @@ class Node:
         "ak",
         "attestation",
         "began",
+        "begun",
         "boot_log_length",
         "busy",
         "due",
@@ -74,6 +75,7 @@ class Node:
         self.began = 0.0
         self.job: Job | None = None
         self.busy = False
+        self.begun = False
         self.abandoned = False
         self.late = False
         self.notices: list[Notice] = []
