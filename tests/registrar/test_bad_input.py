@@ -31,8 +31,9 @@ from limeguard.registrar.service import RegistrarService
 from limeguard.simulator.softtpm import SoftAk, SoftNode
 from limeguard.store.database import Database
 from limeguard.store.registrations import Registrations
-from limeguard.web import serve
+from limeguard.web import connection
 from limeguard.web.app import App, Incoming
+from limeguard.web.connection import Patience
 from limeguard.wire.registrar_v2 import BAD_ID, INVALID, MAX_BODY
 
 pytestmark = pytest.mark.services
@@ -230,7 +231,7 @@ async def test_a_compressed_body_is_not_unpacked(site: Site) -> None:
 
 # trust: bounded
 async def test_slow_bodies_are_given_up_and_hold_nobody_else(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "PATIENCE", Patience(body=0.5))
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     slow = [
         asyncio.create_task(raw(site.server.port, head, *[b"1\r\n \r\n"] * 40, pause=0.02)),
@@ -246,7 +247,7 @@ async def test_slow_bodies_are_given_up_and_hold_nobody_else(site: Site, monkeyp
 
 # trust: bounded
 async def test_silent_connections_are_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "FIRST_REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "PATIENCE", Patience(head=0.3))
     silent = [b"", b"P", b"POST / HTTP/1.1\r\nHost: x\r\n", b"\r\n\r\n"]
     started = asyncio.get_running_loop().time()
     for answer in await asyncio.gather(*(raw(site.server.port, part) for part in silent)):

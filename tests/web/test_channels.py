@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.fakes.pki import Identity, self_signed, server_context
 
 from limeguard.web.beat import Beat
-from limeguard.web.channels import MAX_NOISE
+from limeguard.web.channel import MAX_NOISE
+from limeguard.web.channels import Channels
 from limeguard.web.client import Unreachable, make_pin
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.tls import agent_client_context
@@ -351,3 +352,33 @@ async def test_a_beat_forgets_what_was_called_off() -> None:
     beat.cancel(never)
     await asyncio.sleep(0.05)
     assert seen == [1]
+
+
+class _Busy:
+    """Sockets on which something happens all the time, as far as a look can tell."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def poll(self, _timeout: float, most: int) -> list[tuple[int, int]]:
+        self.looks += 1
+        return [(-1, 0)] * most
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_however_many_wish_for_a_look_there_is_one_in_a_turn_of_the_loop() -> None:
+    # trust: bounded
+    channels, busy = Channels(None, Beat(0.01)), _Busy()
+    channels._epoll.close()
+    channels._epoll = busy  # type: ignore[assignment]
+    for _ in range(50):  # beats that come while there is always more to look at
+        channels._look()
+    busy.looks = 0
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert 0 < busy.looks <= 21
+    channels.close()

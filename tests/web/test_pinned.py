@@ -133,14 +133,19 @@ async def test_an_answer_that_is_none_is_refused(answer: bytes, kind: str) -> No
         assert http.idle == 0
 
 
-async def test_a_head_without_end_is_given_up_before_it_fills_memory() -> None:
-    # trust: bounded
+# trust: bounded
+@pytest.mark.parametrize(
+    "beginning",
+    [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: "],
+    ids=["head", "trailer"],
+)
+async def test_a_field_without_end_is_given_up_before_it_fills_memory(beginning: bytes) -> None:
     sent = 0
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+        writer.write(beginning)
         try:
             while sent < 100_000_000:
                 writer.write(b"x" * 65_536)

@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from limeguard.web import serve
 from limeguard.web.app import App, Incoming, Request, Response, Route
 from limeguard.web.auth import Authorizer, Rule
 from limeguard.web.client import HttpClient, Unreachable, make_pin
+from limeguard.web.connection import Patience
 from limeguard.web.serve import Listener
 
 pytestmark = pytest.mark.services
@@ -166,11 +166,8 @@ async def test_a_large_body_is_refused_before_it_is_read(served: Serve) -> None:
 
 
 # trust: bounded
-async def test_a_connection_that_never_sends_a_request_is_closed(
-    served: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve, "FIRST_REQUEST_SECONDS", 0.2)
-    port = await served(Listener(make_app(), "127.0.0.1", 0))
+async def test_a_connection_that_never_sends_a_request_is_closed(served: Serve) -> None:
+    port = await served(Listener(make_app(), "127.0.0.1", 0, patience=Patience(head=0.2)))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /who HTTP/1.1\r\nX-Slow: ")
     assert await asyncio.wait_for(reader.read(), 5) == b""

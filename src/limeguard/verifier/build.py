@@ -124,6 +124,7 @@ class _Core:
     writer: Writer
     engine: Engine
     dispatcher: Dispatcher
+    beat: Beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class Verifier:
             self._rows.enrolled_at,
             max_body=settings.max_upload_size,
         )
-        await self._listen(service, push, self._relay, await self._figures(metrics))
+        await self._listen(service, push, self._relay, await self._figures(metrics), core.beat)
         running = (core.engine, shelf, boot_shelf, core.dispatcher, ownership, ear, push.sessions, push.records)
         self._tasks += [asyncio.create_task(part.run()) for part in (*running, memory.Memory())]
         if member.of == 1:
@@ -267,7 +268,7 @@ class Verifier:
             beat=beat,
             may_start=lambda: ownership.open,
         )
-        return _Core(http, parts.agents, poller, writer, engine, dispatcher)
+        return _Core(http, parts.agents, poller, writer, engine, dispatcher, beat)
 
     def _site(self) -> Site:
         settings = self._settings
@@ -280,7 +281,12 @@ class Verifier:
         )
 
     async def _listen(
-        self, service: VerifierService, push: _Push, relay: Relay, figures: Callable[[], Awaitable[bytes]]
+        self,
+        service: VerifierService,
+        push: _Push,
+        relay: Relay,
+        figures: Callable[[], Awaitable[bytes]],
+        rest: Beat,
     ) -> None:
         """Serve requests, those that other workers hand over too."""
         settings, member = self._settings, self._member
@@ -289,7 +295,8 @@ class Verifier:
         app = make_app(service, onetime, watch, push.sessions, push.rounds, relay, settings)
         await relay.serve(app.handle)
         port = member.port or settings.port
-        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=member.of > 1)
+        shared = member.of > 1
+        self._listener = Listener(app, settings.ip, port, self._server_context, reuse_port=shared, rest=rest)
         await self._listener.start()
 
     async def _figures(self, metrics: Metrics) -> Callable[[], Awaitable[bytes]]:

@@ -11,8 +11,10 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.auth import ANONYMOUS, Authorizer, Caller, Unauthorized
@@ -26,18 +28,17 @@ EMPTY_TYPE = "text/html; charset=UTF-8"
 JSON_TYPE = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What goes back: a status, a body, and headers beside the content type."""
 
     status: int
     body: bytes = b""
     content_type: str = EMPTY_TYPE
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 BodyReader = Callable[[int], Awaitable[bytes]]
-"""Reads the whole body of a request, of at most so many bytes; raises BodyTooLarge or BodyTimeout."""
+"""Reads the whole body of a request, of at most so many bytes; raises BodyTooLarge, BodyTimeout, BodyBroken."""
 
 
 class BodyTooLarge(Exception):  # noqa: N818 - a fact about the request
@@ -48,13 +49,16 @@ class BodyTimeout(Exception):  # noqa: N818 - a fact about the request
     """The body did not arrive in time."""
 
 
+class BodyBroken(Exception):  # noqa: N818 - a fact about the request
+    """The body ended early, or is not HTTP."""
+
+
 async def no_body(_limit: int) -> bytes:
     """Return the empty body."""
     return b""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request as a handler sees it.
 
     `params` are the path's own segments, not percent-decoded; no query can shadow them. `relayed`: another process of
@@ -96,8 +100,7 @@ class Route:
     credentials: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True):
     """A request before it has been routed: what the transport knows. `target` is path and query as sent."""
 
     method: str
@@ -147,7 +150,7 @@ def auth_error(status: int, title: str, detail: str) -> Response:
 
 def clean_request_id(value: str) -> str:
     """Keep the word characters of a request id, at most 36."""
-    return re.sub(r"\W", "", value, flags=re.ASCII)[:MAX_REQUEST_ID]
+    return re.sub(r"\W", "", value, flags=re.ASCII)[:MAX_REQUEST_ID] if value else ""
 
 
 class _Refused(Exception):  # noqa: N818 - an answer on its way out
@@ -309,6 +312,8 @@ class App:
             raise _Refused(self._on_error(413, text)) from None
         except BodyTimeout:
             raise _Refused(self._on_error(408, "Request body did not arrive in time")) from None
+        except BodyBroken:
+            raise _Refused(empty(400)) from None
 
     async def _caller(self, incoming: Incoming) -> Caller:
         if not incoming.secure and "Authorization" not in incoming.headers:
@@ -323,6 +328,8 @@ def _segments(path: str) -> list[str]:
 
 def _query(text: str) -> dict[str, str]:
     """Decode a query string; the last of equal names wins, blank values count as absent. Raises ValueError."""
+    if not text:
+        return {}
     return dict(parse_qsl(text, keep_blank_values=False, max_num_fields=MAX_QUERY_FIELDS, errors="replace"))
 
 

@@ -6,8 +6,9 @@ and the id of the node that the path names; it does not know what the actions do
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from limeguard.telemetry import clean, get_logger
 
@@ -22,8 +23,7 @@ class CallerKind(Enum):
     AGENT = "agent"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Somebody who sends a request: nobody known, the holder of a client certificate (its CN), or an agent (its id)."""
 
     kind: CallerKind

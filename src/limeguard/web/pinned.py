@@ -18,7 +18,8 @@ from aiohttp import Fingerprint
 
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.beat import Beat
-from limeguard.web.channels import Channel, Channels, Ended
+from limeguard.web.channel import Channel, Ended
+from limeguard.web.channels import Channels
 from limeguard.web.client import Answer, Pin, Unreachable
 
 log = get_logger("keylime.http")
@@ -317,6 +318,9 @@ class _Connection:
             self._wanted.set_result(None)
         self._wanted = None
 
+    def sent(self) -> None:
+        """Take note that the whole request is on its way."""
+
     def lost(self, problem: Exception) -> None:
         """Take note that the connection is closed."""
         if self._parser is None:
@@ -357,12 +361,13 @@ class _Connection:
         self._headers[name.decode("latin-1").title()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        self._unread = _HEAD_READ
+        self._unread = 0
         announced = self._headers.get("Content-Length", "")
         if announced.isdecimal() and int(announced) > self._max_answer:
             raise Unreachable("too_large", f"the answer announces more than {self._max_answer} bytes")
 
     def on_body(self, part: bytes) -> None:
+        self._unread = 0
         self._size += len(part)
         if self._size > self._max_answer:
             raise Unreachable("too_large", f"the answer is larger than {self._max_answer} bytes")
@@ -383,7 +388,5 @@ class _Connection:
             self._channel.close()
 
 
-_HEAD_READ: Final = -(1 << 62)
-"""Bytes of an answer that are counted as its head from there on: more than any body has."""
 _NONE: Final[dict[str, str]] = {}
 _NOTHING: Final[list[bytes]] = []
