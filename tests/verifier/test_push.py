@@ -448,7 +448,8 @@ async def test_a_fault_of_the_verifier_is_no_verdict_and_the_next_round_goes_on(
     def broken(*_arguments: object) -> Any:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("limeguard.verifier.push.appraise", broken)
+    assert site.verifier._attesting is not None
+    monkeypatch.setattr(site.verifier._attesting.rounds, "_judge", broken)
     location = (await agent.attest())["links"]["self"]
     await asyncio.sleep(0.05)
     shown = (await site.ask("GET", location)).json["data"]["attributes"]

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from tests.fakes.pki import Authority
+from tests.fakes.push_agent import enrolled
 from tests.fakes.verifier_site import running_verifier
 
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.telemetry.spans import tracer_for, wanted
 from limeguard.verifier import build
 
@@ -71,6 +73,25 @@ async def test_a_round_is_a_span_over_asking_and_appraising_and_a_write_leads_ba
     assert {one.attributes["db.system.name"] for one in spans if one.name == "limeguard.write"} == {"sqlite"}
 
 
+async def test_evidence_that_a_node_pushes_is_judged_in_the_span_of_a_round(
+    exported: Any, tmp_path: Path, authority: Authority
+) -> None:
+    async with running_verifier(tmp_path, authority, mode="push", quote_interval=0.0) as site:
+        agent = await enrolled(site, node=SoftNode.create("ecc256"))
+        await agent.start()
+        assert (await agent.evaluated())["evaluation"] == "pass"
+        await agent.reaches("trusted")
+        token = agent.token
+    spans = exported.get_finished_spans()
+    (one,) = [span for span in spans if span.name == "limeguard.round"]
+    assert (one.attributes["limeguard.node.id"], one.attributes["limeguard.job"]) == (agent.agent_id, "push")
+    assert under(spans, one) == {"limeguard.appraise"}
+    linked = {link.context.span_id for span in spans if span.name == "limeguard.write" for link in span.links}
+    assert one.context.span_id in linked
+    assert token
+    assert token not in "".join(span.to_json() for span in spans)
+
+
 # trust: secret
 async def test_no_nonce_and_no_quote_is_in_a_span(exported: Any, tmp_path: Path, authority: Authority) -> None:
     async with running_verifier(tmp_path, authority, retry_interval=0.05) as site:
@@ -117,6 +138,7 @@ def test_what_is_missing_is_said_and_nothing_is_traced(before: str, said: str) -
 import logging, sys
 logging.basicConfig(stream=sys.stdout)
 {before}
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.telemetry.spans import tracer_for
 assert tracer_for("verifier", {{"OTEL_TRACES_EXPORTER": "odd"}}) is None
 """
@@ -126,6 +148,7 @@ assert tracer_for("verifier", {{"OTEL_TRACES_EXPORTER": "odd"}}) is None
 
 def test_spans_go_out_when_they_are_asked_for() -> None:
     script = """
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.telemetry.spans import tracer_for
 tracer = tracer_for("verifier", {"OTEL_TRACES_EXPORTER": "console"})
 with tracer.start_as_current_span("limeguard.round"):
@@ -139,6 +162,7 @@ with tracer.start_as_current_span("limeguard.round"):
 def test_without_tracing_its_library_is_not_even_loaded() -> None:
     script = """
 import sys, limeguard.cli.verifier, limeguard.verifier.build
+from limeguard.simulator.softtpm import SoftNode
 from limeguard.telemetry.spans import tracer_for
 assert tracer_for("verifier", {}) is None
 print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))

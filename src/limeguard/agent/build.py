@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import uvloop
 
-from limeguard.agent.attester import Attester, TpmIdentity, TpmOptions
+from limeguard.agent.attester import Attester, TpmOptions
 from limeguard.agent.bootstrap import Bootstrap, NoticeQueue
 from limeguard.agent.device import TpmError
 from limeguard.agent.files import UnsafeFile
@@ -28,24 +28,20 @@ from limeguard.agent.logs import BootLog, ImaLog, boot_time, open_boot_log, open
 from limeguard.agent.notices import NoticeHandler, NoticeOptions
 from limeguard.agent.payload import PayloadOptions, PayloadProcessor
 from limeguard.agent.privileges import NoSuchAccount, become, find_account
-from limeguard.agent.registration import RegistrationFailed, register
+from limeguard.agent.registration import RegistrationFailed
 from limeguard.agent.routes import AgentApi, Node, QuoteFailed
 from limeguard.agent.secure_store import SecureMountError, SecureStore, prepare_secure_store
 from limeguard.agent.settings import AgentSettings
 from limeguard.agent.shares import KeyHalves
-from limeguard.agent.starting import registrar_target, retry_rules, tpm_options, until_signal
+from limeguard.agent.starting import DISABLED, known_versions, register_node, tpm_options, until_signal
 from limeguard.agent.templates import UnsupportedAlgorithm
 from limeguard.agent.tls import server_context
 from limeguard.agent.worker import Busy, TpmThread
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.serve import Listener
-from limeguard.wire.registrar_agent_v2 import Registration
-from limeguard.wire.versions import AGENT_VERSIONS
 
 log = get_logger("keylime_agent")
 
-DISABLED = "disabled"
-"""What an agent without TLS registers in place of a certificate."""
 PRIVATE_UMASK = 0o077
 
 
@@ -79,17 +75,6 @@ class Prepared:
     ima_log: ImaLog | None
     boot_log: BootLog | None
     store: SecureStore
-
-
-def enabled_versions(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the API versions to serve, oldest first: all, the latest, or those of a list that exist."""
-    if wanted in {(), ("default",)}:
-        return AGENT_VERSIONS
-    if wanted == ("latest",):
-        return AGENT_VERSIONS[-1:]
-    for unknown in (version for version in wanted if version not in AGENT_VERSIONS):
-        log.warning("API version %s is not supported and is left out", clean(unknown))
-    return tuple(version for version in AGENT_VERSIONS if version in wanted) or AGENT_VERSIONS
 
 
 def check_address(host: str, port: int) -> None:
@@ -148,7 +133,7 @@ class Agent:
 
     async def run(self) -> None:
         """Start, register, and serve until cancelled. Raises one of START_PROBLEMS when it cannot go on."""
-        versions = enabled_versions(self.settings.api_versions)
+        versions = known_versions(self.settings.api_versions, "api_versions")
         log.info("Starting server with API versions: %s", ", ".join(versions))
         options = tpm_options(self.settings, self.env)
         attester = Attester(options)
@@ -162,7 +147,8 @@ class Agent:
             node = self._node(agent_id, versions, options, thread, attester)
             identity = self._server_identity(agent_id)
             listener = self._listener(AgentApi(node), identity)
-            await self._register(node, tpm, identity, thread, attester)
+            certificate = DISABLED if identity is None else identity.certificate_pem
+            await register_node(self.settings, agent_id, tpm, certificate, versions, thread, attester)
             await self._listen(listener, stack)
             async with asyncio.TaskGroup() as group:
                 group.create_task(node.bootstrap.work())
@@ -255,31 +241,6 @@ class Agent:
     def _cannot_listen(self, problem: OSError) -> CannotListen:
         where = f"{self.settings.ip} port {self.settings.port}"
         return CannotListen(f"The agent cannot listen on {where}: {clean(problem.strerror)}; check ip and port.")
-
-    async def _register(
-        self,
-        node: Node,
-        tpm: TpmIdentity,
-        identity: ServerIdentity | None,
-        thread: TpmThread,
-        attester: Attester,
-    ) -> None:
-        settings = self.settings
-        registration = Registration(
-            ek_public=tpm.ek_public,
-            ek_certificates=tpm.ek_certificates,
-            ak_public=tpm.ak_public,
-            server_certificate=DISABLED if identity is None else identity.certificate_pem,
-            ip=settings.contact_ip,
-            port=settings.contact_port,
-        )
-        target, backoff = registrar_target(settings), retry_rules(settings)
-
-        async def activate(blob: bytes) -> bytes:
-            return await thread.run(attester.activate, blob)
-
-        await register(target, node.agent_id, registration, node.versions, backoff, activate)
-        await thread.run(attester.release_endorsement_key)
 
 
 def run_agent(settings: AgentSettings, env: Mapping[str, str]) -> int:

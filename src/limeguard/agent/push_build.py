@@ -14,16 +14,15 @@ from pathlib import Path
 import uvloop
 
 from limeguard.agent.attester import Attester, TpmIdentity
-from limeguard.agent.build import DISABLED, PRIVATE_UMASK, START_PROBLEMS
+from limeguard.agent.build import PRIVATE_UMASK, START_PROBLEMS
 from limeguard.agent.identity import NoIdentity, resolve_agent_id
 from limeguard.agent.logs import BootLog, ImaLog, boot_time, open_boot_log, open_ima_log
 from limeguard.agent.privileges import become, find_account
 from limeguard.agent.push import PushAgent
 from limeguard.agent.push_evidence import EvidenceSource, Names
 from limeguard.agent.push_step import Rules
-from limeguard.agent.registration import register
 from limeguard.agent.settings import AgentSettings
-from limeguard.agent.starting import registrar_target, retry_rules, tpm_options, until_signal
+from limeguard.agent.starting import DISABLED, known_versions, register_node, tpm_options, until_signal
 from limeguard.agent.tls import verifier_context
 from limeguard.agent.worker import TpmThread
 from limeguard.clients.verifier_push import PushVerifier, bases
@@ -31,8 +30,6 @@ from limeguard.evidence.tpm.structures import parse_public_2b
 from limeguard.telemetry import clean, get_logger
 from limeguard.web.client import Answer, HttpClient
 from limeguard.wire.push_agent_v3 import DEFAULT_VERSION
-from limeguard.wire.registrar_agent_v2 import Registration
-from limeguard.wire.versions import AGENT_VERSIONS
 
 log = get_logger("keylime_push_model_agent")
 
@@ -82,17 +79,6 @@ def prepare(settings: AgentSettings) -> OpenLogs:
     return logs
 
 
-def registrar_versions(wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the API versions to try with a registrar, oldest first. Unknown ones are left out with a warning."""
-    if wanted in {(), ("default",)}:
-        return AGENT_VERSIONS
-    if wanted == ("latest",):
-        return AGENT_VERSIONS[-1:]
-    for unknown in (version for version in wanted if version not in AGENT_VERSIONS):
-        log.warning("registrar_api_versions: %s is not supported and is left out", clean(unknown))
-    return tuple(version for version in AGENT_VERSIONS if version in wanted) or AGENT_VERSIONS
-
-
 @dataclass(frozen=True, slots=True)
 class PatientHttp:
     """An HTTP client that gives a call more time the more it sends; the answer may be as long as the question."""
@@ -124,6 +110,7 @@ class PushProgram:
         urls = self._urls(plain_allowed=insecure)
         ca = Path(options.ca_certificate) if options.ca_certificate else settings.verifier_ca_file
         context = verifier_context(ca, insecure=insecure, any_name=settings.tls_accept_invalid_hostnames)
+        versions = known_versions(settings.registrar_api_versions, "registrar_api_versions")
         attester = Attester(tpm_options(settings, self.env))
         async with AsyncExitStack() as stack:
             thread = TpmThread()
@@ -136,7 +123,7 @@ class PushProgram:
             stack.push_async_callback(http.close)
             agent = PushAgent(
                 rules=self._rules(len(urls)),
-                register=lambda: self._register(agent_id, tpm, thread, attester),
+                register=lambda: register_node(settings, agent_id, tpm, DISABLED, versions, thread, attester),
                 verifiers=[self._verifier(url, agent_id, PatientHttp(http, options.timeout)) for url in urls],
                 evidence=self._evidence(thread, attester, tpm),
             )
@@ -185,24 +172,6 @@ class PushProgram:
             boot_time=boot_time(settings.work_dir / "boot_time.json"),
             names=Names(settings.certification_keys_server_identifier, settings.uefi_logs_evidence_version),
         )
-
-    async def _register(self, agent_id: str, tpm: TpmIdentity, thread: TpmThread, attester: Attester) -> None:
-        settings = self.settings
-        registration = Registration(
-            ek_public=tpm.ek_public,
-            ek_certificates=tpm.ek_certificates,
-            ak_public=tpm.ak_public,
-            server_certificate=DISABLED,
-            ip=settings.contact_ip,
-            port=settings.contact_port,
-        )
-
-        async def activate(blob: bytes) -> bytes:
-            return await thread.run(attester.activate, blob)
-
-        versions = registrar_versions(settings.registrar_api_versions)
-        await register(registrar_target(settings), agent_id, registration, versions, retry_rules(settings), activate)
-        await thread.run(attester.release_endorsement_key)
 
 
 def run_push_agent(settings: AgentSettings, options: PushOptions, env: Mapping[str, str]) -> int:

@@ -4,17 +4,23 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 
-from limeguard.agent.attester import TpmOptions
+from limeguard.agent.attester import Attester, TpmIdentity, TpmOptions
 from limeguard.agent.device import choose_tcti
 from limeguard.agent.identity import NoIdentity
-from limeguard.agent.registration import Backoff
+from limeguard.agent.registration import Backoff, register
 from limeguard.agent.settings import AgentSettings
 from limeguard.agent.templates import parse_algorithms
 from limeguard.agent.tls import registrar_context
+from limeguard.agent.worker import TpmThread
 from limeguard.clients.registrar_enrol import Target
-from limeguard.telemetry import get_logger
+from limeguard.telemetry import clean, get_logger
+from limeguard.wire.registrar_agent_v2 import Registration
+from limeguard.wire.versions import AGENT_VERSIONS
 
 log = get_logger("keylime_agent")
+
+DISABLED = "disabled"
+"""What an agent without TLS registers in place of a certificate."""
 
 
 def parse_password(text: str) -> bytes:
@@ -55,6 +61,46 @@ def retry_rules(settings: AgentSettings) -> Backoff:
         retries=settings.exponential_backoff_max_retries,
         longest=settings.exponential_backoff_max_delay / 1000,
     )
+
+
+def known_versions(wanted: tuple[str, ...], option: str) -> tuple[str, ...]:
+    """Return the API versions that are meant, oldest first: all, the latest, or those of a list that exist."""
+    if wanted in {(), ("default",)}:
+        return AGENT_VERSIONS
+    if wanted == ("latest",):
+        return AGENT_VERSIONS[-1:]
+    for unknown in (version for version in wanted if version not in AGENT_VERSIONS):
+        log.warning("%s: API version %s is not supported and is left out", option, clean(unknown))
+    return tuple(version for version in AGENT_VERSIONS if version in wanted) or AGENT_VERSIONS
+
+
+async def register_node(
+    settings: AgentSettings,
+    agent_id: str,
+    tpm: TpmIdentity,
+    certificate: str,
+    versions: tuple[str, ...],
+    thread: TpmThread,
+    attester: Attester,
+) -> None:
+    """Register a node with the PEM certificate of its server, and close its endorsement key.
+
+    Raises RegistrationFailed, TpmError, KeyFileError.
+    """
+    registration = Registration(
+        ek_public=tpm.ek_public,
+        ek_certificates=tpm.ek_certificates,
+        ak_public=tpm.ak_public,
+        server_certificate=certificate,
+        ip=settings.contact_ip,
+        port=settings.contact_port,
+    )
+
+    async def activate(blob: bytes) -> bytes:
+        return await thread.run(attester.activate, blob)
+
+    await register(registrar_target(settings), agent_id, registration, versions, retry_rules(settings), activate)
+    await thread.run(attester.release_endorsement_key)
 
 
 async def until_signal(run: Callable[[], Coroutine[None, None, None]]) -> None:

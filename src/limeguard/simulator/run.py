@@ -352,6 +352,7 @@ class Simulation:
         self._watched += 1
         try:
             while (passed := self.clock() - began) < DETECTION_PATIENCE:
+                await self._pause_between_looks()  # before the first as well: what is measured is not to be our asking
                 try:
                     condition, found_at = await operator.condition(detection.agent_id)
                 except RefusedError as problem:
@@ -361,7 +362,6 @@ class Simulation:
                     passed = self.clock() - began
                     detection.seconds = found_at - at if found_at and 0 <= found_at - at <= passed else passed
                     return
-                await self._pause_between_looks()
         finally:
             self._watched -= 1
 

@@ -44,7 +44,7 @@ from limeguard.verifier.policies import PolicyShelf
 from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
-from limeguard.verifier.push import PushRounds, PushRules
+from limeguard.verifier.push import PushRounds, PushRules, Watched, unwatched
 from limeguard.verifier.relay import Relay
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
@@ -100,6 +100,7 @@ class _Parts:
     judge: Judge
     rounds: RoundStore
     watched: Callable[[Poller], Performer]
+    pushed: Watched = unwatched
 
 
 def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
@@ -111,6 +112,7 @@ def _traced(tracer: Any, http: PinnedHttp, rows: Nodes, system: str) -> _Parts:
         tracing.traced(traces, appraise),
         tracing.TracedStore(traces, rows, system),
         lambda poller: tracing.TracedPerformer(traces, poller),
+        traces.pushed,
     )
 
 
@@ -119,7 +121,7 @@ class _Core:
     """What asks nodes, judges them, writes what came of it and tells of it."""
 
     http: PinnedHttp
-    agents: AgentClient
+    parts: _Parts
     poller: Poller
     writer: Writer
     engine: Engine
@@ -208,7 +210,7 @@ class Verifier:
         # Written and told from here on: what is taken up may have something to say at once.
         self._tasks = [asyncio.create_task(core.writer.run())]
         await ownership.begin(holdings)
-        metrics = Metrics(core.engine, core.writer, core.http, core.dispatcher, core.agents, ownership)
+        metrics = Metrics(core.engine, core.writer, core.http, core.dispatcher, core.parts.agents, ownership)
         self._relay = Relay(
             member.folder,
             self._worker.id,
@@ -268,7 +270,7 @@ class Verifier:
             beat=beat,
             may_start=lambda: ownership.open,
         )
-        return _Core(http, parts.agents, poller, writer, engine, dispatcher, beat)
+        return _Core(http, parts, poller, writer, engine, dispatcher, beat)
 
     def _site(self) -> Site:
         settings = self._settings
@@ -328,7 +330,8 @@ class Verifier:
         sessions = Sessions(rows, enrolments, make_session_rules(settings, shared=self._member.folder is not None))
         records = AttestationLog(Attestations(self._database))
         rules = PushRules(settings.quote_interval, settings.challenge_lifetime)
-        rounds = PushRounds(core.engine, sessions, records, core.poller, rules)
+        parts = core.parts
+        rounds = PushRounds(core.engine, sessions, records, core.poller, rules, judge=parts.judge, watched=parts.pushed)
         self._attesting = _Push(sessions, records, rounds)
         return self._attesting
 

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import ceil
 from typing import Final, Protocol
@@ -27,7 +28,7 @@ from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
-from limeguard.verifier.poller import LONG_LIST, Facts, NoBootPolicyError, history_of, is_new_boot_log
+from limeguard.verifier.poller import LONG_LIST, Facts, Judge, NoBootPolicyError, history_of, is_new_boot_log
 from limeguard.verifier.push_evidence import event_of, evidence_of, failure_reason, has_boot_log, offset_of
 from limeguard.verifier.supervision import PAUSED
 from limeguard.wire.attestation_v3 import (
@@ -62,6 +63,18 @@ class PushRefused(Exception):  # noqa: N818 - an answer, not a fault
     def __init__(self, status: int, code: str, detail: str, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.status, self.code, self.detail, self.retry_after = status, code, detail, retry_after
+
+
+Watched = Callable[[Node], AbstractContextManager[object]]
+"""Makes something around the judgement of a node's evidence, such as a span."""
+
+
+def unwatched(_node: Node) -> AbstractContextManager[object]:
+    """Make nothing."""
+    return _NOTHING
+
+
+_NOTHING: Final = nullcontext()
 
 
 class Tokens(Protocol):
@@ -126,11 +139,14 @@ class PushRounds:
         *,
         now: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = secrets.token_bytes,
+        judge: Judge = appraise,
+        watched: Watched = unwatched,
     ) -> None:
         """Judge by what `grounds` say of a node at that moment. `now` is seconds since 1970."""
         self._engine, self._tokens, self._records = engine, tokens, records
         self._grounds, self._rules = grounds, rules
         self._now, self._random = now, random
+        self._judge, self._watched = judge, watched
         self._threads = asyncio.Semaphore(THREADS)
         self._waiting_chars = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -303,7 +319,8 @@ class PushRounds:
         try:
             self._begin(node, attestation)
             expected = self._expected(node, attestation)
-            appraisal = appraise(evidence, expected, history_of(node.state), attestation.received_at or 0.0)
+            with self._watched(node):
+                appraisal = self._judge(evidence, expected, history_of(node.state), attestation.received_at or 0.0)
             self._conclude(node, attestation, appraisal)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is ours, and no verdict
             self._our_fault(node, attestation, problem)
@@ -317,7 +334,8 @@ class PushRounds:
                 self._begin(node, attestation)
                 expected, history = self._expected(node, attestation), history_of(node.state)
                 received = attestation.received_at or 0.0
-                appraisal = await asyncio.to_thread(appraise, evidence, expected, history, received)
+                with self._watched(node):
+                    appraisal = await asyncio.to_thread(self._judge, evidence, expected, history, received)
             self._conclude(node, attestation, appraisal)
         except Exception as problem:  # noqa: BLE001 - whatever it is, it is ours, and no verdict
             self._our_fault(node, attestation, problem)

@@ -139,6 +139,8 @@ class Shelf(Generic[RowT, CompiledT]):
 
     async def refresh(self) -> None:
         """Read policies again whose text changed in the table, and forget those that are gone from it."""
+        if not self._checksums:
+            return  # nothing is held that could have changed
         stored = await self._rows.checksums()
         for name in [name for name, checksum in self._checksums.items() if stored.get(name, checksum) != checksum]:
             await self._load(name)

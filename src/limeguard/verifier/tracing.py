@@ -57,6 +57,13 @@ class Traces:
                 fail(span, type(problem).__name__)
                 raise
 
+    @contextmanager
+    def pushed(self, node: Node) -> Iterator[Any]:
+        """Run the judgement of what a node has sent by itself in the span of a round."""
+        with self.span("limeguard.round", {"limeguard.node.id": node.agent_id, "limeguard.job": "push"}) as span:
+            self.remember(node.agent_id, span)
+            yield span
+
     def remember(self, agent_id: str, span: Any) -> None:
         """Keep a round until its result is written."""
         if len(self._recent) < MAX_RECENT:

@@ -157,12 +157,12 @@ class Channel:
         return bool(self._unsent)
 
     def common_name(self) -> str | None:
-        """Return the common name in the peer's verified certificate (the last of several), None without one."""
-        found = None
+        """Return the common name in the peer's verified certificate (the first of several), None without one."""
         for relative_name in ((self._tls and self._tls.getpeercert()) or {}).get("subject", ()):
             for key, value in cast("tuple[tuple[str, str], ...]", relative_name):
-                found = value if key == "commonName" else found
-        return found
+                if key == "commonName":
+                    return value
+        return None
 
     def fingerprint(self) -> bytes | None:
         """Return SHA-256 of the peer's certificate, None without one."""

@@ -133,15 +133,28 @@ class Connection:
         return self._task is not None or self._sending is not None
 
     def look(self, now: float) -> None:
-        """End the connection when the caller's time is over."""
-        if now >= self.end:
+        """End the connection when the caller's time is over; one that only waits, in order."""
+        if now < self.end:
+            return
+        if self.is_busy or self._parser is None:
             self.abort()
+        else:
+            self._finish(now)
 
     def stop(self) -> None:
         """Close, when the request that is being answered has its answer."""
         self._stopping = True
         if not self.is_busy:
+            self._finish(time.monotonic())
+
+    def _finish(self, now: float) -> None:
+        """Say that nothing more will be answered, and give the caller a moment to take note."""
+        if not self._channel.is_open:  # within the handshake, or closed
             self.abort()
+            return
+        self._parser = None
+        self.end = now + self._patience.linger
+        self._channel.finish()
 
     def abort(self) -> None:
         """Close at once, whatever is under way."""
@@ -324,13 +337,14 @@ class Connection:
         return call.body[0] if len(call.body) == 1 else b"".join(call.body)
 
     async def _rest_of(self, call: _Call, limit: int) -> None:
-        if call.expects:
-            call.expects = False
-            self._channel.send(_CONTINUE)
         loop = asyncio.get_running_loop()
         while not call.complete:
             if call.broken:
                 raise BodyBroken
+            if call.expects:
+                call.expects = False
+                self._channel.send(_CONTINUE)
+                continue
             call.more = loop.create_future()
             self._channel.resume()
             await call.more
@@ -365,9 +379,8 @@ class Connection:
         if self._left or channel.waits:
             self.end = now + patience.piece
         elif not call.keep or self._stopping:
-            self._parser = self._sending = None
-            self.end = now + patience.linger
-            channel.finish()
+            self._sending = None
+            self._finish(now)
         elif not call.complete:
             self.end = now + patience.linger
             channel.resume()

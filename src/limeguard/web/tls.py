@@ -32,6 +32,8 @@ def server_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # a peer must not become another after it was looked at
+    context.num_tickets = 0  # agents keep their connections: nobody takes up an old one, and tickets cost memory
     _present(context, certificate, key, password)
     if client_cas is None:
         if require_client:
