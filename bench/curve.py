@@ -13,6 +13,7 @@ import asyncio
 import http.client
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -253,8 +254,10 @@ def parsed() -> Any:
 def main() -> None:
     options = parsed()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(2 * max(options.nodes) + 1_024, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    wanted = max(options.nodes) + 512
+    if wanted > hard:
+        sys.exit(f"{wanted:,} open files are needed and {hard:,} allowed: raise `ulimit -Hn`, or ask for fewer --nodes")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     points = []
     for nodes in sorted(options.nodes):
         point = measured(nodes, options.rate, options.seconds)

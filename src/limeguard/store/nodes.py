@@ -8,7 +8,7 @@ no lease: they move the number on, and the owner hears of it. Knows rows and SQL
 
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import sqlalchemy as sa
@@ -236,30 +236,38 @@ class Nodes:
 
     async def _held(self, connection: AsyncConnection, partitions: Collection[int]) -> dict[int, int]:
         """Return the epochs of leases that are ours, and keep them so until the transaction ends."""
-        query = (
-            sa.select(leases.c.partition, leases.c.epoch)
-            .where(
-                leases.c.verifier_id == self._verifier_id,
-                leases.c.owner == self._worker,
-                leases.c.partition.in_(sorted(partitions)),
-            )
-            .order_by(leases.c.partition)
-            .with_for_update(read=True)
-        )
-        return {row.partition: row.epoch for row in await connection.execute(query)}
+        whose = {"verifier_id": self._verifier_id, "owner": self._worker, "partitions": sorted(partitions)}
+        return {row.partition: row.epoch for row in await connection.execute(_HELD, whose)}
+
+
+# Made once: to build such a statement takes longer than to execute it.
+_HELD: Final = (
+    sa.select(leases.c.partition, leases.c.epoch)
+    .where(
+        leases.c.verifier_id == sa.bindparam("verifier_id"),
+        leases.c.owner == sa.bindparam("owner"),
+        leases.c.partition.in_(sa.bindparam("partitions", expanding=True)),
+    )
+    .order_by(leases.c.partition)
+    .with_for_update(read=True)
+)
+_VERSIONS: Final = (
+    sa.select(nodes.c.agent_id, nodes.c.version)
+    .where(
+        nodes.c.agent_id.in_(sa.bindparam("agent_ids", expanding=True)),
+        nodes.c.verifier_id == sa.bindparam("verifier_id"),
+    )
+    .order_by(nodes.c.agent_id)  # every writer locks in the same order
+    .with_for_update()
+)
 
 
 async def _locked_versions(connection: AsyncConnection, agent_ids: list[str], verifier_id: str) -> dict[str, int]:
     """Return the versions of these rows and keep them until the transaction ends (SQLite holds its one write lock)."""
     found: dict[str, int] = {}
     for start in range(0, len(agent_ids), _CHUNK):
-        query = (
-            sa.select(nodes.c.agent_id, nodes.c.version)
-            .where(nodes.c.agent_id.in_(agent_ids[start : start + _CHUNK]), nodes.c.verifier_id == verifier_id)
-            .order_by(nodes.c.agent_id)  # every writer locks in the same order
-            .with_for_update()
-        )
-        found.update({row.agent_id: row.version for row in await connection.execute(query)})
+        which = {"agent_ids": agent_ids[start : start + _CHUNK], "verifier_id": verifier_id}
+        found.update({row.agent_id: row.version for row in await connection.execute(_VERSIONS, which)})
     return found
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -30,20 +31,27 @@ class Waiting:
     signing_key: str = field(repr=False)
 
 
+# Made once: to build such a statement takes longer than to execute it.
+_KEY: Final = sa.select(nodes.c.revocation_key).where(nodes.c.agent_id == sa.bindparam("agent_id")).scalar_subquery()
+_INSERT: Final = notices.insert().values(
+    verifier_id=sa.bindparam("verifier_id"),
+    channel=sa.bindparam("channel"),
+    agent_id=sa.bindparam("agent_id"),
+    message=sa.bindparam("message"),
+    signing_key=sa.func.coalesce(_KEY, ""),
+    attempts=0,
+    next_at=0.0,
+    created_at=sa.bindparam("created_at"),
+)
+_THESE: Final = notices.c.id.in_(sa.bindparam("ids", expanding=True))
+_CLAIM: Final = notices.update().where(_THESE).values(next_at=sa.bindparam("until"))
+_FORGET: Final = notices.delete().where(_THESE)
+
+
 async def insert_notices(connection: AsyncConnection, verifier_id: str, batch: Sequence[Notice]) -> None:
     """Add notices in a running transaction; each keeps the key of its node, which may be deleted before delivery."""
-    key = sa.select(nodes.c.revocation_key).where(nodes.c.agent_id == sa.bindparam("agent_id")).scalar_subquery()
-    statement = notices.insert().values(
-        verifier_id=verifier_id,
-        channel=sa.bindparam("channel"),
-        agent_id=sa.bindparam("agent_id"),
-        message=sa.bindparam("message"),
-        signing_key=sa.func.coalesce(key, ""),
-        attempts=0,
-        next_at=0.0,
-        created_at=time.time(),
-    )
-    await connection.execute(statement, [asdict(one) for one in batch])
+    about = {"verifier_id": verifier_id, "created_at": time.time()}
+    await connection.execute(_INSERT, [{**asdict(one), **about} for one in batch])
 
 
 class Outbox:
@@ -78,8 +86,7 @@ class Outbox:
         async with self._database.transaction() as connection:
             rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
             if rows:
-                claimed = notices.update().where(table.id.in_([row.id for row in rows])).values(next_at=until)
-                await connection.execute(claimed)
+                await connection.execute(_CLAIM, {"ids": [row.id for row in rows], "until": until})
         return [
             Waiting(row.id, Notice(row.channel, row.agent_id, row.message), row.attempts, row.signing_key)
             for row in rows
@@ -88,7 +95,7 @@ class Outbox:
     async def delivered(self, waiting: Sequence[Waiting]) -> None:
         """Forget notices."""
         async with self._database.transaction() as connection:
-            await connection.execute(notices.delete().where(notices.c.id.in_([one.id for one in waiting])))
+            await connection.execute(_FORGET, {"ids": [one.id for one in waiting]})
 
     async def depth(self) -> int:
         """Return how many notices there are that will be tried again."""

@@ -28,7 +28,7 @@ OTHERS: Final = ""
 BATCH: Final = 50
 IDLE_SECONDS: Final = 5.0
 """Seconds between two looks at the outbox when nobody says that there is something in it."""
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.25
 """Between two looks at the least: when many nodes fail one after the other, their notices are taken together."""
 CLAIM_SECONDS: Final = 120.0
 """Nobody else delivers a notice for so long; a verifier that died in between leaves it to the next."""
