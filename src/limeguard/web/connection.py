@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -118,7 +117,7 @@ class Connection:
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._name: str | None = None
         self._reading: _Call | None = None
-        self._queue: deque[_Call] = deque()
+        self._queue: list[_Call] = []
         self._task: asyncio.Task[None] | None = None
         self._sending: _Call | None = None
         self._left = memoryview(b"")
@@ -318,7 +317,7 @@ class Connection:
             response = Response(500)
         self._task = None
         if self._channel.is_open:
-            self._queue.popleft()
+            self._queue.pop(0)
             self._send(call, response)
         else:
             self._on_close(self)
