@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from limeguard.simulator.softtpm import SoftAk
-from limeguard.verifier.negotiation import Progress, Wanted, negotiate, starting_offset
+from limeguard.verifier.push.negotiation import Progress, Wanted, negotiate, starting_offset
 from limeguard.wire.attestation_v3 import LogParameters, QuoteParameters
 from limeguard.wire.offer_v3 import Invalid, Offer, decode_request, read_offer
 

@@ -22,11 +22,11 @@ from limeguard.simulator.softtpm import SoftNode
 from limeguard.store.attestations import AttestationRow
 from limeguard.store.node_record import Enrolled, NodeRecord
 from limeguard.verifier import lifecycle
-from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine, Limits
 from limeguard.verifier.fleet import Fleet, Node
 from limeguard.verifier.poller import Result
-from limeguard.verifier.push import PushRefused, PushRounds, PushRules
+from limeguard.verifier.push.attestation_log import AttestationLog
+from limeguard.verifier.push.rounds import PushRefused, PushRounds, PushRules
 from limeguard.verifier.supervision import Job, Rules
 from limeguard.verifier.view import shows_trust
 from limeguard.verifier.writer import Writer

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limeguard.verifier.ratelimit import MAX_KEYS, RateLimit
+from limeguard.verifier.push.ratelimit import MAX_KEYS, RateLimit
 
 
 def test_blocks_double_up_to_an_hour_and_are_forgiven() -> None:

@@ -16,7 +16,7 @@ from tests.fakes.pki import Identity, self_signed, server_context
 
 from limeguard.web.app import BodyBroken, BodyTimeout, BodyTooLarge, Incoming, Response
 from limeguard.web.beat import Beat
-from limeguard.web.connection import BUFFERED, MAX_FIELDS, MAX_HEAD, MAX_WAITING, PIECE, Patience
+from limeguard.web.connection import BUFFERED, MAX_FIELDS, MAX_HEAD, MAX_WAITING, PIECE, Connection, Patience
 from limeguard.web.serve import Listener
 from limeguard.web.tls import agent_client_context
 
@@ -376,6 +376,24 @@ async def test_a_fault_of_ours_is_a_bare_500_and_the_connection_goes_on(caplog: 
         talk.say(b"GET /fault HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\n\r\n")
         assert (await talk.hear())[::2] == (500, b"")
         assert (await talk.hear())[0] == 200
+    assert "a fault of ours" in caplog.text
+
+
+async def test_a_fault_of_ours_while_reading_is_told_and_ends_one_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_self: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async with serving() as port:
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "on_headers_complete", broken)
+            async with talking(port) as talk:
+                talk.say(b"GET /x HTTP/1.1\r\n\r\n")
+                assert await talk.rest() == b""
+        async with talking(port) as talk:
+            talk.say(b"GET /x HTTP/1.1\r\n\r\n")
+            assert (await talk.hear())[0] == 200
     assert "a fault of ours" in caplog.text
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from limeguard.verifier.push_api import PUSH_OPERATIONS
+from limeguard.verifier.push.api import PUSH_OPERATIONS
 from limeguard.web.openapi import DESCRIPTION, Body, Operation
 from limeguard.wire import limeguard_v1, verifier_v2
 from limeguard.wire.envelope import Envelope, Nothing

@@ -26,7 +26,6 @@ from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
 from limeguard.verifier import memory
 from limeguard.verifier.addressees import Everybody
-from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.crew import Member
 from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
@@ -44,11 +43,12 @@ from limeguard.verifier.policies import PolicyShelf
 from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.poller import Judge, Poller
 from limeguard.verifier.publisher import Publisher
-from limeguard.verifier.push import PushRounds, PushRules, Watched, unwatched
-from limeguard.verifier.relay import Relay
+from limeguard.verifier.push.attestation_log import AttestationLog
+from limeguard.verifier.push.relay import Relay
+from limeguard.verifier.push.rounds import PushRounds, PushRules, Watched, unwatched
+from limeguard.verifier.push.sessions import Sessions
 from limeguard.verifier.routes import RULES, Watch, make_routes, refuse
 from limeguard.verifier.service import VerifierService
-from limeguard.verifier.sessions import Sessions
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.writer import RoundStore, Writer
 from limeguard.web.app import App

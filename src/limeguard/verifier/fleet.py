@@ -17,7 +17,7 @@ from limeguard.evidence.tpm.structures import PublicArea
 from limeguard.policy.pcrs import PcrPolicy
 from limeguard.store.node_record import Enrolled, NodeRecord, NodeState
 from limeguard.store.notices import Notice
-from limeguard.verifier.attestation import Attestation
+from limeguard.verifier.push.attestation import Attestation
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.view import shows_trust
 

@@ -6,7 +6,7 @@ from typing import Final
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
 from limeguard.verifier.policies import Signers
-from limeguard.verifier.sessions import SessionRules
+from limeguard.verifier.push.sessions import SessionRules
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
 from limeguard.verifier.writer import BATCH_SECONDS

@@ -11,12 +11,12 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.api import OPERATIONS
 from limeguard.verifier.enrolment import MAX_NAME
 from limeguard.verifier.onetime import MAX_EVIDENCE, UNPROCESSED, BusyError, OneTime
-from limeguard.verifier.push import PushRounds
-from limeguard.verifier.push_routes import NOT_HERE_SECONDS, push_routes
+from limeguard.verifier.push.relay import NotHereError
+from limeguard.verifier.push.rounds import PushRounds
+from limeguard.verifier.push.routes import NOT_HERE_SECONDS, push_routes
+from limeguard.verifier.push.sessions import Sessions
 from limeguard.verifier.refused import Refused
-from limeguard.verifier.relay import NotHereError
 from limeguard.verifier.service import Deletion, VerifierService
-from limeguard.verifier.sessions import Sessions
 from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
 from limeguard.web.auth import CallerKind, Rule
 from limeguard.web.openapi import described

@@ -22,7 +22,7 @@ from limeguard.verifier.engine import Applied, Engine
 from limeguard.verifier.enrolment import Site, examine, parse_ak
 from limeguard.verifier.holdings import Forgetter, Holdings, Owned
 from limeguard.verifier.policy_desk import PolicyDesk
-from limeguard.verifier.push import RESERVED_AT_ONCE
+from limeguard.verifier.push.rounds import RESERVED_AT_ONCE
 from limeguard.verifier.record import afresh, supervision_of, with_supervision
 from limeguard.verifier.refused import Refused
 from limeguard.verifier.supervision import Phase, Supervision

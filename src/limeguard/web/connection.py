@@ -202,7 +202,10 @@ class Connection:
         except httptools.HttpParserUpgrade:
             self._parser = None  # the request is answered in this protocol, and what follows is in another
         except httptools.HttpParserCallbackError as problem:
-            self._refuse(str(problem.__context__))
+            reason = problem.__context__
+            if not isinstance(reason, ValueError):
+                raise  # a fault of ours, which is told aloud
+            self._refuse(str(reason))
         except httptools.HttpParserError as problem:
             self._refuse(str(problem))
 

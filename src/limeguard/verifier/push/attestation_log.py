@@ -13,8 +13,8 @@ from typing import Final, Protocol
 from limeguard.store.attestations import AttestationRow
 from limeguard.store.database import Conflict, StoreUnavailable
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.fleet import Node
+from limeguard.verifier.push.attestation import Attestation
 from limeguard.wire.attestation_v3 import encode_attributes
 from limeguard.wire.verifier_v3 import PASS
 

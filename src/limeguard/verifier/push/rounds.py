@@ -23,13 +23,13 @@ from limeguard.policy.boot import BootPolicy
 from limeguard.store.node_record import Enrolled
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier import lifecycle
-from limeguard.verifier.attestation import Attestation
-from limeguard.verifier.attestation_log import AttestationLog
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
 from limeguard.verifier.poller import LONG_LIST, Facts, Judge, NoBootPolicyError, history_of, is_new_boot_log
-from limeguard.verifier.push_evidence import event_of, evidence_of, failure_reason, has_boot_log, offset_of
+from limeguard.verifier.push.attestation import Attestation
+from limeguard.verifier.push.attestation_log import AttestationLog
+from limeguard.verifier.push.evidence import event_of, evidence_of, failure_reason, has_boot_log, offset_of
+from limeguard.verifier.push.negotiation import CHALLENGE_BYTES, Progress, Wanted, checked_pcrs, negotiate
 from limeguard.verifier.supervision import PAUSED
 from limeguard.wire.attestation_v3 import (
     COMPLETE,

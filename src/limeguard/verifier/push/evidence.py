@@ -6,9 +6,9 @@ from limeguard.appraisal.appraise import Evidence
 from limeguard.appraisal.findings import Finding
 from limeguard.appraisal.verdict import Appraisal, Outcome
 from limeguard.verifier import lifecycle
-from limeguard.verifier.attestation import Attestation
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.lifecycle import Event
+from limeguard.verifier.push.attestation import Attestation
 from limeguard.wire.agent_v2 import MAX_BOOT_LOG
 from limeguard.wire.attestation_v3 import Collected, LogParameters, QuoteParameters
 from limeguard.wire.offer_v3 import UEFI_LOG

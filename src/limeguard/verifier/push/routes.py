@@ -5,9 +5,9 @@ from typing import Final
 
 from limeguard.store.database import StoreUnavailable
 from limeguard.telemetry import clean, get_logger
-from limeguard.verifier.push import PushRefused, PushRounds
-from limeguard.verifier.relay import NotHereError
-from limeguard.verifier.sessions import BadProof, SessionRefused, Sessions
+from limeguard.verifier.push.relay import NotHereError
+from limeguard.verifier.push.rounds import PushRefused, PushRounds
+from limeguard.verifier.push.sessions import BadProof, SessionRefused, Sessions
 from limeguard.web.app import JSON_TYPE, Handler, Request, Response, Route, auth_error, empty, says_json
 from limeguard.wire import attestation_v3, jsonapi, verifier_v3
 from limeguard.wire.attestation_v3 import NoEvidence

@@ -23,7 +23,7 @@ from limeguard.store.node_record import Enrolled
 from limeguard.store.sessions import StoredSession
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.enrolments import Enrolment, Enrolments
-from limeguard.verifier.ratelimit import RateLimit
+from limeguard.verifier.push.ratelimit import RateLimit
 from limeguard.web.auth import Caller, CallerKind, Unauthorized
 from limeguard.wire import verifier_v3
 from limeguard.wire.verifier_v2 import valid_id
