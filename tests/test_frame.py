@@ -148,6 +148,15 @@ def test_help_is_quick_and_needs_no_optional_library() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_servers_load_no_client_that_few_of_them_need() -> None:
+    script = (
+        "import sys, limeguard.registrar.server, limeguard.verifier.build\n"
+        "print(sorted({'aiohttp', 'rich', 'opentelemetry', 'tpm2_pytss'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_licence_is_whole_and_the_usual_pages_are_there() -> None:
     licence = (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in licence

@@ -21,8 +21,9 @@ from tests.agent.swtpm_site import SoftwareTpm, free_port_pair, software_tpm
 from limeguard.crypto.keysplit import registration_auth_tag
 from limeguard.evidence.tpm.credential import make_credential
 from limeguard.evidence.tpm.structures import PublicArea, parse_public_2b
+from limeguard.web.answers import Answer
 from limeguard.web.app import Incoming, Response
-from limeguard.web.client import Answer, HttpClient
+from limeguard.web.client import HttpClient
 from limeguard.web.serve import Listener
 
 AGENT_ID = "d432fbb3-d2f1-4a97-9ef7-75bd81c00000"

@@ -30,8 +30,8 @@ from limeguard.crypto.keysplit import (
 )
 from limeguard.evidence.tpm.quote import QuotedPcrs, parse_quote, verify_quote
 from limeguard.evidence.tpm.structures import PublicArea
+from limeguard.web.answers import Unreachable
 from limeguard.web.app import Response
-from limeguard.web.client import Unreachable
 from limeguard.wire import agent_v2
 from limeguard.wire.agent_v2 import QuoteAnswer, UKey
 

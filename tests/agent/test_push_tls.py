@@ -10,8 +10,9 @@ from tests.fakes.pki import Authority, server_context
 from limeguard.agent.keys import KeyFileError
 from limeguard.agent.push_build import PatientHttp
 from limeguard.agent.tls import verifier_context
+from limeguard.web.answers import Answer, Unreachable
 from limeguard.web.app import Response
-from limeguard.web.client import Answer, HttpClient, Unreachable
+from limeguard.web.client import HttpClient
 from limeguard.web.serve import Listener
 
 

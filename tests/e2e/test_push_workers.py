@@ -15,7 +15,8 @@ from tests.fakes.push_puppet import Puppet
 from tests.fakes.site import Site
 
 from limeguard.clients.verifier_push import Refused, Session
-from limeguard.web.client import HttpClient, Unreachable
+from limeguard.web.answers import Unreachable
+from limeguard.web.client import HttpClient
 from limeguard.web.tls import client_context
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e-push-workers")]

@@ -40,7 +40,7 @@ from limeguard.verifier.poller import Poller
 from limeguard.verifier.supervision import Rules
 from limeguard.verifier.view import agent_status, condition_of, node_view
 from limeguard.verifier.writer import Writer
-from limeguard.web.client import Answer
+from limeguard.web.answers import Answer
 from limeguard.wire.envelope import envelope
 
 ROOT = str(Path(limeguard.__file__).parent)

@@ -30,7 +30,7 @@ from limeguard.verifier.notices import (
     NotDelivered,
     pace_for,
 )
-from limeguard.web.client import Unreachable
+from limeguard.web.answers import Unreachable
 from limeguard.web.tls import server_context
 
 

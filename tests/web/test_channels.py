@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.pki import Identity, self_signed, server_context
 
+from limeguard.web.answers import Unreachable, make_pin
 from limeguard.web.beat import Beat
 from limeguard.web.channel import MAX_NOISE
 from limeguard.web.channels import Channels
-from limeguard.web.client import Unreachable, make_pin
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.tls import agent_client_context
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.pki import self_signed, server_context
 
-from limeguard.web.client import Unreachable, make_pin
+from limeguard.web.answers import Unreachable, make_pin
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.tls import agent_client_context
 

@@ -15,9 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from limeguard.web.answers import Unreachable, make_pin
 from limeguard.web.app import App, Incoming, Request, Response, Route
 from limeguard.web.auth import Authorizer, Rule
-from limeguard.web.client import HttpClient, Unreachable, make_pin
+from limeguard.web.client import HttpClient
 from limeguard.web.connection import Patience
 from limeguard.web.serve import Listener
 

@@ -17,7 +17,7 @@ from limeguard.agent.registration import RegistrationFailed
 from limeguard.agent.worker import Busy
 from limeguard.clients.verifier_push import Attestation, PushVerifier, Refused, Session
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import Unreachable
+from limeguard.web.answers import Unreachable
 from limeguard.wire import push_agent_v3 as wire
 
 log = get_logger("keylime_push_model_agent")

@@ -28,7 +28,8 @@ from limeguard.agent.worker import TpmThread
 from limeguard.clients.verifier_push import PushVerifier, bases
 from limeguard.evidence.tpm.structures import parse_public_2b
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import Answer, HttpClient
+from limeguard.web.answers import Answer
+from limeguard.web.client import HttpClient
 from limeguard.wire.push_agent_v3 import DEFAULT_VERSION
 
 log = get_logger("keylime_push_model_agent")

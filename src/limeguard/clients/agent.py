@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from limeguard.telemetry import clean
-from limeguard.web.client import Answer, HttpClient, Pin
-from limeguard.web.pinned import PinnedHttp
+from limeguard.web.answers import Answer, Pin, Requester
 from limeguard.wire import agent_v2
 
 HEADERS: Final = {"Content-Type": "application/json"}
@@ -44,7 +43,7 @@ class AgentAddress:
 class AgentClient:
     """Calls over one pool of connections. Every call may raise Unreachable and AgentRefused."""
 
-    def __init__(self, http: HttpClient | PinnedHttp) -> None:
+    def __init__(self, http: Requester) -> None:
         """Call over this pool, whose bounds hold for every answer."""
         self._http = http
         self.answer_bytes = 0

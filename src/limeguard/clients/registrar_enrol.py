@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import Answer, HttpClient, Unreachable
+from limeguard.web.answers import Answer, Unreachable
+from limeguard.web.client import HttpClient
 from limeguard.wire import registrar_agent_v2 as wire
 from limeguard.wire.registrar_v2 import VERSION
 from limeguard.wire.versions import negotiate

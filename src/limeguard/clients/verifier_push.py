@@ -10,7 +10,7 @@ from typing import Protocol
 from urllib.parse import urljoin, urlsplit
 
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.client import Answer
+from limeguard.web.answers import Answer
 from limeguard.wire import push_agent_v3 as wire
 
 log = get_logger("keylime_push_model_agent.http")

@@ -15,7 +15,8 @@ from limeguard.clients.registrar_enrol import RegistrarClient, Target
 from limeguard.crypto.keysplit import registration_auth_tag
 from limeguard.simulator.machine import APPLICATION_PCR, Machine
 from limeguard.simulator.server import address_of
-from limeguard.web.client import HttpClient, Unreachable
+from limeguard.web.answers import Unreachable
+from limeguard.web.client import HttpClient
 from limeguard.wire.registrar_agent_v2 import Registration
 from limeguard.wire.verifier_v2 import EnrolmentRequest
 

@@ -17,7 +17,7 @@ from limeguard.simulator.machine import Machine
 from limeguard.simulator.operator import Site
 from limeguard.simulator.report import Report
 from limeguard.simulator.run import Meter, Plan, Simulation
-from limeguard.web.client import Unreachable
+from limeguard.web.answers import Unreachable
 from limeguard.web.pinned import PinnedHttp
 from limeguard.wire import push_agent_v3 as wire
 

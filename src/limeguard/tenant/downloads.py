@@ -5,7 +5,7 @@ from limeguard.tenant.context import Context
 from limeguard.tenant.errors import TenantError
 from limeguard.tenant.report import info
 from limeguard.tenant.servers import OK
-from limeguard.web.client import Unreachable
+from limeguard.web.answers import Unreachable
 
 
 async def download(url: str, context: Context) -> bytes:

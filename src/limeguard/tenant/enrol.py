@@ -28,7 +28,7 @@ from limeguard.tenant.policies import Policies, PolicyFiles, prepare
 from limeguard.tenant.report import error, info, warning
 from limeguard.tenant.servers import AgentLink, Reply
 from limeguard.tenant.target import Target, find_target
-from limeguard.web.client import Unreachable, make_pin
+from limeguard.web.answers import Unreachable, make_pin
 from limeguard.wire import agent_v2, versions
 from limeguard.wire.operator_view import DISABLED_CERTIFICATE, Registration, base64_text
 from limeguard.wire.verifier_v2 import EnrolmentRequest

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from limeguard.telemetry import clean
 from limeguard.tenant.errors import TenantError
 from limeguard.tenant.report import Report, info, warning
-from limeguard.web.client import Answer, HttpClient, Pin, Unreachable
+from limeguard.web.answers import Answer, Pin, Unreachable
+from limeguard.web.client import HttpClient
 from limeguard.wire import versions
 from limeguard.wire.operator_view import Document, code_of, read_document, server_versions, status_of
 

@@ -9,7 +9,7 @@ from limeguard.appraisal.verdict import Reachability
 from limeguard.clients.agent import AgentAddress
 from limeguard.store.node_record import Address
 from limeguard.verifier.fleet import Node
-from limeguard.web.client import Pin
+from limeguard.web.answers import Pin
 
 FRESH_SECONDS: Final = 5.0
 """How long a list of all agents serves: a thousand notices at once need it once."""

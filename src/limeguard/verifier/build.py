@@ -8,7 +8,7 @@ import ssl
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from limeguard.appraisal.appraise import appraise
 from limeguard.clients.agent import AgentClient
@@ -54,10 +54,12 @@ from limeguard.verifier.writer import RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.beat import Beat
-from limeguard.web.client import HttpClient
 from limeguard.web.pinned import PinnedHttp
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
+
+if TYPE_CHECKING:
+    from limeguard.web.client import HttpClient
 
 log = get_logger("keylime.verifier")
 
@@ -342,6 +344,8 @@ class Verifier:
         if AGENT in wanted:
             channels[AGENT] = Agents(agents, everybody.found, interval=settings.quote_interval)
         if WEBHOOK in wanted and settings.webhook_url:
+            from limeguard.web.client import HttpClient  # few want it, and it takes nine megabytes
+
             self._webhook = HttpClient(
                 self._servers_context, timeout=settings.request_timeout, max_answer=MAX_WEBHOOK_ANSWER
             )

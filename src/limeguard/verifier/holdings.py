@@ -25,7 +25,7 @@ from limeguard.verifier.enrolment import parse_ak, quoting_logs
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.supervision import Phase
-from limeguard.web.client import Pin
+from limeguard.web.answers import Pin
 
 log = get_logger("keylime.verifier")
 

@@ -14,7 +14,7 @@ from limeguard.store.database import StoreUnavailable
 from limeguard.store.notices import Notice, Waiting
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.addressees import Addressee
-from limeguard.web.client import HttpClient, Unreachable
+from limeguard.web.answers import Requester, Unreachable
 from limeguard.wire import agent_v2
 from limeguard.wire.notice import NoticeKeyError, transport
 
@@ -102,7 +102,7 @@ class Box(Protocol):
 class Webhook(Channel):
     """Posts notices to a URL."""
 
-    def __init__(self, http: HttpClient, url: str) -> None:
+    def __init__(self, http: Requester, url: str) -> None:
         """Post to `url`."""
         self._http, self._url = http, url
 

@@ -34,7 +34,7 @@ from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.supervision import Job
-from limeguard.web.client import Unreachable
+from limeguard.web.answers import Unreachable
 from limeguard.wire import versions
 from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer, decode_boot_log
 

@@ -22,8 +22,7 @@ from limeguard.verifier.fleet import Node
 from limeguard.verifier.poller import Judge, Result
 from limeguard.verifier.supervision import Job
 from limeguard.verifier.writer import RoundStore
-from limeguard.web.client import Answer, HttpClient, Unreachable
-from limeguard.web.pinned import PinnedHttp
+from limeguard.web.answers import Answer, Requester, Unreachable
 
 MAX_LINKS: Final = 128
 MAX_RECENT: Final = 50_000
@@ -101,7 +100,7 @@ class TracedPerformer:
 class TracedAgents(AgentClient):
     """A span for each request to an agent. Its query, which holds the nonce, is left out."""
 
-    def __init__(self, http: HttpClient | PinnedHttp, traces: Traces) -> None:
+    def __init__(self, http: Requester, traces: Traces) -> None:
         """Call over this pool."""
         super().__init__(http)
         self._traces = traces

@@ -4,48 +4,17 @@ Every call has a total time and a size bound, follows no redirect, keeps no cook
 pinned certificate is compared with the pin before a byte of the request is sent; pinned peers share one TLS context.
 """
 
-import hashlib
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from aiohttp import ClientRequest, DummyCookieJar, Fingerprint, TCPConnector
 
 from limeguard.telemetry import clean, get_logger
+from limeguard.web.answers import Answer, Pin, Unreachable
 
 log = get_logger("keylime.http")
-
-
-class Unreachable(Exception):  # noqa: N818 - a fact about the peer
-    """No usable HTTP answer came: refused, reset, timed out, wrong certificate, too large, or not HTTP.
-
-    `kind` is one of connect, timeout, tls, certificate, too_large, protocol.
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete HTTP answer, of whatever status."""
-
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-
-Pin = Fingerprint
-"""The certificate that a peer must present. Keep one object per peer: the pool tells connections apart by it."""
-
-
-def make_pin(certificate_der: bytes) -> Pin:
-    """Pin a peer to exactly this certificate (DER)."""
-    return Fingerprint(hashlib.sha256(certificate_der).digest())
 
 
 class _SharedContextConnector(TCPConnector):
@@ -75,6 +44,7 @@ class HttpClient:
     ) -> None:
         """Bound each call to `timeout` seconds in all and `max_answer` bytes of body; 0 connections is no bound."""
         self._max_answer = max_answer
+        self._pins: dict[Pin, Fingerprint] = {}
         self._timeout = aiohttp.ClientTimeout(total=timeout)
         connector = _SharedContextConnector(
             ssl=context if context is not None else True,
@@ -101,7 +71,7 @@ class HttpClient:
         timeout: float | None = None,  # noqa: ASYNC109 - the bound of one call, given to aiohttp
     ) -> Answer:
         """Send one request and return its whole answer. Raises Unreachable."""
-        options: dict[str, Any] = {} if pin is None else {"ssl": pin}
+        options: dict[str, Any] = {} if pin is None else {"ssl": self._fingerprint(pin)}
         bound = self._timeout if timeout is None else aiohttp.ClientTimeout(total=timeout)
         try:
             async with self._session.request(
@@ -130,6 +100,12 @@ class HttpClient:
             len(content),
         )
         return Answer(response.status, content, response.headers)
+
+    def _fingerprint(self, pin: Pin) -> Fingerprint:
+        """Return the library's pin, the same object each time: its pool tells connections apart by it."""
+        if pin not in self._pins:
+            self._pins[pin] = Fingerprint(pin.sha256)
+        return self._pins[pin]
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         if (response.content_length or 0) > self._max_answer:

@@ -14,13 +14,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import httptools
-from aiohttp import Fingerprint
 
 from limeguard.telemetry import clean, get_logger
+from limeguard.web.answers import Answer, Pin, Unreachable
 from limeguard.web.beat import Beat
 from limeguard.web.channel import Channel, Ended
 from limeguard.web.channels import Channels
-from limeguard.web.client import Answer, Pin, Unreachable
 
 log = get_logger("keylime.http")
 
@@ -79,7 +78,7 @@ class PinnedHttp:
         """Send one request and return its whole answer. `url` has a port. Raises Unreachable."""
         scheme, _, rest = url.partition("://")
         place, _, target = rest.partition("/")
-        key = (scheme, place, pin.fingerprint if isinstance(pin, Fingerprint) else None)
+        key = (scheme, place, None if pin is None else pin.sha256)
         given = "".join([f"{name}: {value}\r\n" for name, value in (headers or {}).items()])
         length = "" if body is None else f"Content-Length: {len(body)}\r\n"
         head = f"{method} /{target} HTTP/1.1\r\nHost: {place}\r\n{_FIXED}{given}{length}\r\n".encode()
