@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from limeguard.store.schema_verifier import PARTITIONS
-from limeguard.verifier import relay as module
+from limeguard.verifier.push import relay as module
 from limeguard.verifier.push.relay import NotHereError, Relay
 from limeguard.web.app import BodyTooLarge, Incoming, Request, Response
 from limeguard.web.auth import ANONYMOUS, Caller, CallerKind
