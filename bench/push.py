@@ -211,10 +211,10 @@ def document(kind: str, **attributes: Any) -> bytes:
 
 
 @contextmanager
-def ours(interval: int) -> Iterator[Running]:
-    """Run limeguard's verifier."""
+def ours(interval: int, workers: int) -> Iterator[Running]:
+    """Run limeguard's verifier; 0 workers are as many as it starts by itself."""
     with Sandbox(verifier={**PUSH_SETTINGS, "quote_interval": str(interval)}) as sandbox:
-        sandbox.start_verifier()
+        sandbox.start_verifier(*(["--workers", str(workers)] if workers else []))
         pid = sandbox.verifier.pid if sandbox.verifier is not None else 0
         yield Running(pid, sandbox.ports["verifier"], sandbox.authority)
 
@@ -348,6 +348,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--interval", type=int, default=2)
     parser.add_argument("--lines", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=0, help="processes of limeguard; 0: as installed")
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     plans = [("ecc256", 0), ("rsa2048", 0), ("ecc256", options.lines), ("rsa2048", options.lines)]
@@ -355,7 +356,7 @@ def main() -> None:
     for kind, lines in plans:
         nodes = options.nodes if kind == "ecc256" else min(options.nodes, 50)
         plan = Plan(nodes, options.seconds, options.interval, kind, lines)
-        with ours(options.interval) as running:
+        with ours(options.interval, options.workers) as running:
             row("limeguard", plan, asyncio.run(measure(plan, running)))
     if PEER.exists() and not options.no_peer:
         plan = Plan(options.peer_nodes, options.seconds, options.interval, "rsa2048", options.lines)

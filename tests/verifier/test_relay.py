@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from limeguard.store.schema_verifier import PARTITIONS
 from limeguard.verifier.push import relay as module
@@ -139,6 +140,18 @@ async def test_the_owner_gets_the_request_with_its_credentials_and_what_proved_t
     assert of_agent.headers == {"Authorization": "Bearer x", "Content-Type": "application/json", "X-Request-ID": "id"}
     assert (of_agent.certificate_name, of_agent.peer, of_agent.relayed) == (None, "192.0.2.1", True)
     assert of_admin.certificate_name == "operator"
+    await two.stop()
+
+
+@pytest.mark.parametrize(("method", "closed"), [("POST", False), ("GET", False), ("PATCH", True)])
+async def test_after_a_round_that_was_handed_on_the_next_connection_may_come_to_the_owner(
+    folder: Path, method: str, *, closed: bool
+) -> None:
+    two = await sibling(folder, [])
+    asked = structs.replace(request(b"evidence"), method=method)
+    answer = await made(folder, Table()).at_owner(own)(asked)
+    assert (answer.headers.get("Connection") == "close") is closed
+    assert answer.headers["Location"] == "/here"
     await two.stop()
 
 

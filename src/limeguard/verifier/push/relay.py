@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
+from msgspec import structs
 
 from limeguard.store.node_record import partition_of
 from limeguard.telemetry import clean, get_logger
@@ -32,6 +33,8 @@ MAX_RELAYED: Final = 64
 """Requests that are handed on at a time, and that are taken from siblings at a time."""
 MAX_HEAD: Final = 64 * 1024
 MAX_ANSWER: Final = 64 * 1024 * 1024
+ENDS_ROUND: Final = "PATCH"
+"""After evidence that was handed on the connection ends: the next one may come to the owner, and then stay there."""
 PASSED_ON: Final = ("Authorization", "Content-Type", "X-Request-ID")
 _LENGTH: Final = 4
 _TROUBLE: Final = (OSError, EOFError, TimeoutError, ValueError, msgspec.MsgspecError)
@@ -143,11 +146,14 @@ class Relay:
             raise NotHereError(agent_id)
         try:
             async with self._sending, asyncio.timeout(RELAY_SECONDS):
-                return await _asked(_socket(self._folder, owner), request)
+                answer = await _asked(_socket(self._folder, owner), request)
         except _TROUBLE as problem:
             self._known = (float("-inf"), {})
             log.info("The owner of agent %s does not answer: %s", clean(agent_id), clean(problem) or "too late")
             raise NotHereError(agent_id) from None
+        if request.method != ENDS_ROUND:
+            return answer
+        return structs.replace(answer, headers={**answer.headers, "Connection": "close"})
 
     async def _owner(self, agent_id: str) -> str | None:
         now = asyncio.get_running_loop().time()
