@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import msgspec
 
@@ -117,6 +118,7 @@ class Address:
     version: str
 
 
+@lru_cache(maxsize=1024)  # asked several times while one request is answered
 def partition_of(agent_id: str) -> int:
     """Return the partition of a node: the same on every host and in every release."""
     return int.from_bytes(hashlib.sha256(agent_id.encode()).digest()[:4], "big") % PARTITIONS

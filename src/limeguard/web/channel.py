@@ -89,6 +89,10 @@ class Shared(Protocol):
         """Look again as soon as others had their turn: there is more to read."""
         ...
 
+    def put_off(self, channel: "Channel", /) -> bool:
+        """Say whether what is sent waits for the end of this turn of the loop, to go out together with others'."""
+        ...
+
 
 class Channel:
     """One byte stream. Closed channels stay closed. `patient`: its peer minds no delay of a beat."""
@@ -178,7 +182,10 @@ class Channel:
             if self._tls is not None:
                 self._tls.write(data)
                 data = self._channels.outgoing.read()
-            self._put(data)
+            if self._unsent or self._channels.put_off(self):
+                self._unsent += data
+            else:
+                self._put(data)
         except (OSError, ssl.SSLError) as problem:
             self.lose(problem)
 
