@@ -10,7 +10,6 @@ often: CPU of a round should stay the same and memory grow by the same for each 
 
 import argparse
 import asyncio
-import http.client
 import math
 import resource
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limeguard.cli.sandbox import LOOPBACK, Sandbox
+from limeguard.cli.sandbox import Sandbox
 from limeguard.cli.simulate import meter_of
 from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import Site
@@ -96,14 +95,7 @@ def measured(nodes: int, rate: float, seconds: float, *, keep: bool = True) -> P
 
 def scraped(sandbox: Sandbox) -> dict[str, float]:
     """Return the verifier's metrics that have no label."""
-    connection = http.client.HTTPSConnection(
-        LOOPBACK, sandbox.ports["verifier"], timeout=30, context=sandbox.client_context()
-    )
-    try:
-        connection.request("GET", "/metrics")
-        lines = connection.getresponse().read().decode().splitlines()
-    finally:
-        connection.close()
+    lines = sandbox.ask_text(sandbox.ports["verifier"], "/metrics")[1].splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if line and line[0] != "#" and "{" not in line)
     return {name: float(value) for name, value in pairs}
 

@@ -10,7 +10,6 @@ their timers, and until each machine was asked again.
 
 import argparse
 import asyncio
-import http.client
 import os
 import re
 import resource
@@ -19,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from limeguard.cli.sandbox import LOOPBACK, Sandbox
+from limeguard.cli.sandbox import Sandbox
 from limeguard.cli.simulate import family
 from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import Site
@@ -44,17 +43,10 @@ class Seen:
 
 def get(sandbox: Sandbox, path: str) -> tuple[int, str]:
     """Return status and text of a page of the verifier; 0 while there is none."""
-    connection = http.client.HTTPSConnection(
-        LOOPBACK, sandbox.ports["verifier"], timeout=5, context=sandbox.client_context()
-    )
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        return sandbox.ask_text(sandbox.ports["verifier"], path)
     except OSError:
         return 0, ""
-    finally:
-        connection.close()
 
 
 def supervised(sandbox: Sandbox) -> int:

@@ -259,11 +259,16 @@ class Sandbox:
 
     def ask(self, port: int, path: str, method: str = "GET") -> tuple[int, Any]:
         """Ask one of the servers as administrator; returns status and decoded JSON."""
+        status, text = self.ask_text(port, path, method)
+        return status, json.loads(text or "null")
+
+    def ask_text(self, port: int, path: str, method: str = "GET") -> tuple[int, str]:
+        """Ask one of the servers as administrator; returns status and text. Raises OSError."""
         connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=20, context=self.client_context())
         try:
             connection.request(method, path)
             answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
+            return answer.status, answer.read().decode()
         finally:
             connection.close()
 

@@ -7,11 +7,7 @@ MAX_LOGGED = 512
 def clean(text: object, limit: int = MAX_LOGGED) -> str:
     """Make text from outside safe to stand in one log line: escape what is not printable, bound its length."""
     shown = str(text)[: limit + 1]
-    escaped = shown
-    if not shown.isprintable():
-        escaped = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in shown
-        )
+    escaped = shown if shown.isprintable() else "".join(map(_escaped, shown))
     return escaped[:limit] + "…" if len(escaped) > limit else escaped
 
 

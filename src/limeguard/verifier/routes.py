@@ -17,7 +17,7 @@ from limeguard.verifier.push.routes import NOT_HERE_SECONDS, push_routes
 from limeguard.verifier.push.sessions import Sessions
 from limeguard.verifier.refused import Refused
 from limeguard.verifier.service import Deletion, VerifierService
-from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json
+from limeguard.web.app import Handler, Request, Response, Route, constant, empty, json_response, says_json, with_header
 from limeguard.web.auth import CallerKind, Rule
 from limeguard.web.openapi import described
 from limeguard.wire import limeguard_v1, verifier_v2, versions
@@ -87,7 +87,7 @@ def guarded(call: Call) -> Handler:
             return refuse(problem.status, problem.text)
         except NotHereError:
             said = refuse(503, "The process that answers for this node cannot be found at this moment")
-            return Response(said.status, said.body, said.content_type, {"Retry-After": str(NOT_HERE_SECONDS)})
+            return with_header(said, "Retry-After", str(NOT_HERE_SECONDS))
         except StoreUnavailable as problem:
             log.error("%s %s: %s", clean(request.method), clean(request.path), clean(problem))  # noqa: TRY400
             return refuse(500, "Internal server error")

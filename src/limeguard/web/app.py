@@ -37,6 +37,11 @@ class Response(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
+def with_header(response: Response, name: str, value: str) -> Response:
+    """Return the response with one more header."""
+    return msgspec.structs.replace(response, headers={**response.headers, name: value})
+
+
 BodyReader = Callable[[int], Awaitable[bytes]]
 """Reads the whole body of a request, of at most so many bytes; raises BodyTooLarge, BodyTimeout, BodyBroken."""
 
@@ -248,9 +253,7 @@ class App:
                 response.status,
                 (time.perf_counter() - started) * 1000,
             )
-        return Response(
-            response.status, response.body, response.content_type, {**response.headers, "X-Request-ID": request_id}
-        )
+        return with_header(response, "X-Request-ID", request_id)
 
     async def _answer(self, incoming: Incoming, request_id: str) -> Response:
         try:

@@ -134,24 +134,16 @@ class Channel:
 
     def start(self, address: Any) -> None:
         """Begin to connect. Raises OSError, ValueError."""
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         status = self._socket.connect_ex(address)
         if status not in {0, errno.EINPROGRESS}:
             raise OSError(status, os.strerror(status))
-        self._channels.watch(self, select.EPOLLOUT)
-        self._events = select.EPOLLOUT
+        self._watch_first(select.EPOLLOUT)
 
     def take(self) -> None:
         """Begin with a peer that has come."""
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._channels.watch(self, select.EPOLLIN)
-            self._events = select.EPOLLIN
-            if self.secure:
-                self._phase, self._tls = _Phase.SHAKING_HANDS, self._channels.tls(server_side=True)
-            else:
-                self._phase = _Phase.OPEN
-                self.owner.opened()
+            self._watch_first(select.EPOLLIN)
+            self._begin(server_side=True)
         except (OSError, ValueError) as problem:
             self.lose(problem)
 
@@ -242,6 +234,11 @@ class Channel:
             self._unsent = data[sent:]
             self._watch()
 
+    def _watch_first(self, events: int) -> None:
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._channels.watch(self, events)
+        self._events = events
+
     def _watch(self) -> None:
         """Watch for what is to be done."""
         events = (select.EPOLLIN if self._reading else 0) | (select.EPOLLOUT if self._unsent else 0)
@@ -282,12 +279,15 @@ class Channel:
         if status:
             raise OSError(status, os.strerror(status))
         self._watch()
+        self._begin(server_side=False)
+
+    def _begin(self, *, server_side: bool) -> None:
+        """Shake hands over a connection that stands, or go on without."""
         if not self.secure:
             self._phase = _Phase.OPEN
             self.owner.opened()
             return
-        self._phase = _Phase.SHAKING_HANDS
-        self._tls = self._channels.tls(server_side=False)
+        self._phase, self._tls = _Phase.SHAKING_HANDS, self._channels.tls(server_side=server_side)
         self._shake_hands()
 
     def _shake_hands(self) -> None:

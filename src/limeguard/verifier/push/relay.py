@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
-from msgspec import structs
 
 from limeguard.store.node_record import partition_of
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.app import BodyTooLarge, Handler, Incoming, Request, Response
+from limeguard.web.app import BodyTooLarge, Handler, Incoming, Request, Response, with_header
 from limeguard.web.auth import CallerKind
 
 log = get_logger("keylime.verifier")
@@ -153,7 +152,7 @@ class Relay:
             raise NotHereError(agent_id) from None
         if request.method != ENDS_ROUND:
             return answer
-        return structs.replace(answer, headers={**answer.headers, "Connection": "close"})
+        return with_header(answer, "Connection", "close")
 
     async def _owner(self, agent_id: str) -> str | None:
         now = asyncio.get_running_loop().time()

@@ -8,7 +8,7 @@ from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.push.relay import NotHereError
 from limeguard.verifier.push.rounds import PushRefused, PushRounds
 from limeguard.verifier.push.sessions import BadProof, SessionRefused, Sessions
-from limeguard.web.app import JSON_TYPE, Handler, Request, Response, Route, auth_error, empty, says_json
+from limeguard.web.app import JSON_TYPE, Handler, Request, Response, Route, auth_error, empty, says_json, with_header
 from limeguard.wire import attestation_v3, jsonapi, verifier_v3
 from limeguard.wire.attestation_v3 import NoEvidence
 from limeguard.wire.jsonapi import ANSWER_TYPE, MEDIA_TYPE, NotADocument
@@ -91,7 +91,7 @@ def _later(response: Response, seconds: int | None) -> Response:
     """Say when to come again. Never on a good answer: deployed agents repeat any request whose answer says so."""
     if seconds is None:
         return response
-    return Response(response.status, response.body, response.content_type, {"Retry-After": str(seconds)})
+    return with_header(response, "Retry-After", str(seconds))
 
 
 def _path(request: Request) -> str:
