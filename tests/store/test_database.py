@@ -10,12 +10,22 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.fakes.postgres import Postgres, postgres_server
 
-from limeguard.store.database import Conflict, Database, Pulse, StoreUnavailable, UnknownDatabaseError, async_url
+import limeguard.store.database as database_module
+from limeguard.store.database import (
+    Conflict,
+    Database,
+    Pulse,
+    StoreUnavailable,
+    UnknownDatabaseError,
+    async_url,
+    newest_revision,
+)
 
 THINGS = sa.table("things", sa.column("name"))
 
@@ -203,6 +213,45 @@ async def test_migrations_at_once_in_several_processes_all_succeed(database_url:
     assert [process.returncode for process in processes] == [0, 0, 0]
     database = Database(database_url)
     assert {"limeguard_registrations", "limeguard_nodes"} <= await tables(database)
+    await database.close()
+
+
+LOADED = """
+import asyncio, sys
+from limeguard.store.database import Database
+async def main():
+    database = Database(sys.argv[1])
+    await database.migrate("verifier")
+    await database.close()
+    print("alembic" in sys.modules)
+asyncio.run(main())
+"""
+
+
+async def test_a_start_that_finds_its_tables_up_to_date_does_without_the_migration_library(database_url: str) -> None:
+    for loaded in ("True", "False"):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", LOADED, database_url, stdout=PIPE)
+        said, _ = await process.communicate()
+        assert said.decode().split() == [loaded]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_newest_revision_is_the_one_that_the_migration_library_would_go_to(component: str) -> None:
+    folder = Path(database_module.__file__).with_name("migrations") / component
+    assert newest_revision(component) == ScriptDirectory(str(folder)).get_current_head()
+
+
+async def test_tables_of_an_older_version_are_brought_up_to_date(database_url: str) -> None:
+    database = Database(database_url)
+    await database.migrate("verifier")
+    async with database.transaction() as connection:
+        on = " ON limeguard_nodes" if database.dialect in {"mysql", "mariadb"} else ""
+        await connection.execute(sa.text(f"DROP INDEX ix_limeguard_nodes_mb_policy_name{on}"))
+        await connection.execute(sa.text("DROP TABLE limeguard_boot_policies"))
+        await connection.execute(sa.text("ALTER TABLE limeguard_nodes DROP COLUMN mb_policy_name"))
+        await connection.execute(sa.text("UPDATE limeguard_verifier_version SET version_num = '0005'"))
+    await database.migrate("verifier")
+    assert "limeguard_boot_policies" in await tables(database)
     await database.close()
 
 

@@ -17,7 +17,7 @@ from limeguard.settings import SettingsError, Sources
 from limeguard.store.database import StoreUnavailable, UnknownDatabaseError
 from limeguard.telemetry import clean, get_logger
 from limeguard.verifier.build import migrate, run_verifier
-from limeguard.verifier.crew import Crew, Member
+from limeguard.verifier.crew import Crew, Member, in_a_process
 from limeguard.verifier.settings import VerifierSettings, load_verifier_settings
 from limeguard.web.tls import TlsError
 from limeguard.wire import versions
@@ -77,11 +77,12 @@ def _run(sources: Sources, wanted: int | None) -> int:
     files = prepare_tls(settings, sources)
     contexts = server_tls(files), agents_tls(files), servers_tls(files)
     count = wanted or settings.workers(len(os.sched_getaffinity(0)))
-    if count == 1:
-        return uvloop.run(run_verifier(settings, *contexts))
 
     def prepare() -> int:
         return _explained(lambda: uvloop.run(_prepared(settings)))
+
+    if count == 1:
+        return in_a_process(prepare) or uvloop.run(run_verifier(settings, *contexts))
 
     def work(member: Member) -> int:
         return _explained(lambda: uvloop.run(run_verifier(settings, *contexts, member)))

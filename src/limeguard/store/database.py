@@ -15,8 +15,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, make_url
@@ -191,6 +189,9 @@ class Database:
 
         Several may do so at once, in this process and in others: the first works, the others find it done.
         """
+        async with self.reading() as connection:
+            if await connection.run_sync(_is_newest, component):
+                return
         while not _ONE_MIGRATION.acquire(blocking=False):  # noqa: ASYNC110 - the other may be of another event loop
             await asyncio.sleep(0.01)
         try:
@@ -254,11 +255,35 @@ class Pulse:
         return True
 
 
+def _migrations(component: str) -> Path:
+    return Path(__file__).with_name("migrations") / component
+
+
+def _version_table(component: str) -> str:
+    return f"limeguard_{component}_version"
+
+
+def newest_revision(component: str) -> str:
+    """Return the newest revision of a component's tables: files of revisions are named by their numbers."""
+    return max((path.name[:4] for path in (_migrations(component) / "versions").glob("[0-9]*.py")), default="")
+
+
+def _is_newest(connection: Connection, component: str) -> bool:
+    """Say whether there is nothing to do. Most starts find it so, and then do without ten megabytes of Alembic."""
+    versions = sa.table(_version_table(component), sa.column("version_num"))
+    if not sa.inspect(connection).has_table(versions.name):
+        return False
+    return list(connection.scalars(sa.select(versions.c.version_num))) == [newest_revision(component)]
+
+
 def _upgrade(connection: Connection, component: str) -> None:
+    import alembic.command
+    import alembic.config
+
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations") / component))
+    config.set_main_option("script_location", str(_migrations(component)))
     config.attributes["connection"] = connection
-    config.attributes["version_table"] = f"limeguard_{component}_version"
+    config.attributes["version_table"] = _version_table(component)
     alembic.command.upgrade(config, "head")
 
 

@@ -119,15 +119,11 @@ class Crew:
         folder = private_folder(tempfile.gettempdir())
         try:
             with reserved_port(ip, port) as number:
-                status = self._alone(prepare)
+                status = in_a_process(prepare)
                 return status or self._watch(ip, number, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-    def _alone(self, prepare: Callable[[], int]) -> int:
-        _, status = os.waitpid(_forked(prepare), 0)
-        return os.waitstatus_to_exitcode(status)
 
     def _watch(self, ip: str, port: int, folder: Path) -> int:
         gc.collect()
@@ -201,6 +197,12 @@ class Crew:
         for place in self._places:
             if place.pid and os.waitpid(place.pid, options)[0]:
                 place.pid = 0
+
+
+def in_a_process(work: Callable[[], int]) -> int:
+    """Run `work` in a process of its own and return its status: what it loads and starts is gone with it."""
+    _, status = os.waitpid(_forked(work), 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _said(code: int) -> str:
