@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import math
 import resource
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from limeguard.simulator.identity import make_identity
 from limeguard.simulator.operator import Site
 from limeguard.simulator.report import Report
 from limeguard.simulator.run import Plan, Simulation
+from limeguard.web.pinned import room_for_peers
 from limeguard.web.tls import server_context
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "how-to"
@@ -246,9 +246,8 @@ def parsed() -> Any:
 def main() -> None:
     options = parsed()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(options.nodes) + 512
-    if wanted > hard:
-        sys.exit(f"{wanted:,} open files are needed and {hard:,} allowed: raise `ulimit -Hn`, or ask for fewer --nodes")
+    if max(options.nodes) > room_for_peers(hard):
+        print(f"{hard:,} open files are allowed: the largest fleet cannot keep all its connections (`ulimit -Hn`)")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     points = []
     for nodes in sorted(options.nodes):

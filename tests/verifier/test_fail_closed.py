@@ -40,7 +40,7 @@ from limeguard.verifier.poller import Poller
 from limeguard.verifier.supervision import Rules
 from limeguard.verifier.view import agent_status, condition_of, node_view
 from limeguard.verifier.writer import Writer
-from limeguard.web.answers import Answer
+from limeguard.web.answers import Answer, NoRoom
 from limeguard.wire.envelope import envelope
 
 ROOT = str(Path(limeguard.__file__).parent)
@@ -264,3 +264,21 @@ def _judged(bench: Bench) -> bool:
     """Whether the database holds a proof with every required check run: the fault came after the judgement."""
     state = bench.store.row.state
     return bool(state.required_checks) and set(state.required_checks) <= set(state.ran_checks)
+
+
+async def test_a_node_is_not_to_blame_for_connections_that_this_process_may_not_open() -> None:
+    bench = Bench()
+
+    async def refused(*_: Any, **_options: Any) -> Answer:
+        raise NoRoom("Cannot connect: [Errno 24] Too many open files")
+
+    bench.wire.request = refused  # type: ignore[method-assign]
+    bench.engine.take_in(bench.node, lifecycle.Enrolled())
+    running = asyncio.create_task(bench.engine.run())
+    async with asyncio.timeout(PATIENCE):
+        while bench.node.faults < RULES.max_retries + 1:
+            await asyncio.sleep(0.01)
+    assert bench.node.state.reachability == "unknown"
+    assert not bench.node.state.findings
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

@@ -1,8 +1,10 @@
 """The client for thousands of pinned peers: keeps connections, and takes nothing from a peer that lies."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fakes.pki import self_signed, server_context
 
-from limeguard.web.answers import Unreachable, make_pin
-from limeguard.web.pinned import PinnedHttp
+from limeguard.web.answers import NoRoom, Unreachable, make_pin
+from limeguard.web.pinned import PinnedHttp, room_for_peers
 from limeguard.web.tls import agent_client_context
 
 pytestmark = pytest.mark.services
@@ -95,6 +97,71 @@ async def test_an_idle_connection_is_closed_in_the_end() -> None:
         await asyncio.sleep(0.15)
         await http.request("GET", url)
     assert peer.connections == 2
+
+
+@asynccontextmanager
+async def many(count: int, most: int) -> AsyncIterator[tuple[PinnedHttp, list[Peer], list[str]]]:
+    """Serve several peers, and a client that may have `most` connections."""
+    peers = [Peer(OK) for _ in range(count)]
+    servers = [await asyncio.start_server(peer.talk, "127.0.0.1", 0) for peer in peers]
+    http = PinnedHttp(None, timeout=5.0, max_answer=1_000, most=most)
+    try:
+        yield http, peers, [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/" for server in servers]
+    finally:
+        await http.close()
+        for server in servers:
+            server.close()
+        await asyncio.sleep(0.01)
+
+
+async def test_with_more_peers_than_connections_most_peers_keep_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    # trust: bounded
+    async with many(10, most=8) as (http, peers, urls):
+        for _ in range(5):
+            for url in urls:
+                assert (await http.request("GET", url)).body == b"ok"
+                assert http.idle <= 8
+    new = sum(peer.connections for peer in peers)
+    assert new <= 10 + 4 * (10 - 8), "in each turn as many are connected to anew as there are too many"
+    assert [record.levelname for record in caplog.records if "open files" in record.message] == ["WARNING"]
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let this process open none beside those that it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    with Path(os.devnull).open() as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno() + 1, hard))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in held:
+            os.close(one)
+
+
+async def test_without_files_an_idle_connection_makes_room_and_else_it_is_said_that_the_fault_is_ours() -> None:
+    # trust: bounded
+    async with many(2, most=100) as (http, peers, urls):
+        with no_more_files(), pytest.raises(NoRoom):
+            await http.request("GET", urls[0])
+        await http.request("GET", urls[0])
+        with no_more_files():
+            asking = asyncio.create_task(http.request("GET", urls[1]))
+            await asyncio.sleep(0.05)  # the peer, in this process as well, has no file for it yet
+            assert http.idle == 0
+        assert (await asking).body == b"ok"
+        assert [peer.connections for peer in peers] == [1, 1]
+
+
+@given(st.integers(1, 2_000_000))
+def test_there_is_room_for_peers_and_for_all_else(files: int) -> None:
+    assert 0 <= room_for_peers(files) < files
+    assert files < 1024 or room_for_peers(files) >= files * 7 // 8
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from limeguard.simulator.push import PushSimulation
 from limeguard.simulator.report import Report
 from limeguard.simulator.run import Meter, Plan, Simulation
 from limeguard.simulator.scenario import Happening, ScenarioError, parse_scenario
+from limeguard.web.pinned import room_for_peers
 from limeguard.web.tls import TlsError, client_context, server_context
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -79,7 +80,7 @@ def simulate(*, as_json: bool, push: bool, verifier: str | None, scenario: Path 
     )
     if problems := plan.problems():
         raise click.ClickException("\n".join(["the scenario cannot be played:", *(f"  {one}" for one in problems)]))
-    _raise_limit(options["nodes"])
+    _raise_limit(options["nodes"], push=push)
     try:
         kind = PushSimulation if push else Simulation
         if verifier is None:
@@ -103,8 +104,12 @@ def _scenario(path: Path | None) -> tuple[Happening, ...]:
         raise click.ClickException(f"{path}: {problem}") from None
 
 
-def _raise_limit(nodes: int) -> None:
-    """Allow a connection for each machine, on this side and on that of servers that are started from here."""
+def _raise_limit(nodes: int, *, push: bool) -> None:
+    """Allow a connection for each machine, on this side and on that of servers that are started from here.
+
+    A verifier that may have fewer open files than that closes some of those to machines that it asks; machines that
+    attest by themselves need one each.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * nodes + 1_024
     if soft >= wanted:
@@ -112,8 +117,15 @@ def _raise_limit(nodes: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
     except (ValueError, OSError):
-        limit = f"ulimit -n {wanted}"
-        raise click.ClickException(f"{nodes} machines need more open files than allowed here: {limit}") from None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        if nodes <= room_for_peers(hard):
+            return
+        problem = (
+            f"{nodes} machines want more open files than the {hard} allowed here (`ulimit -n {wanted}` allows them)"
+        )
+        if push:
+            raise click.ClickException(problem) from None
+        click.echo(f"{problem}: not all connections can stay open", err=True)
 
 
 def _with_own_servers(kind: type[Simulation], plan: Plan, options: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import ssl
 import uuid
@@ -54,7 +55,7 @@ from limeguard.verifier.writer import RoundStore, Writer
 from limeguard.web.app import App
 from limeguard.web.auth import Authorizer
 from limeguard.web.beat import Beat
-from limeguard.web.pinned import PinnedHttp
+from limeguard.web.pinned import PinnedHttp, room_for_peers
 from limeguard.web.serve import Listener
 from limeguard.wire import versions
 
@@ -164,6 +165,7 @@ class Verifier:
         self._servers_context = servers
         self._settings = settings
         self._agents_context = agents
+        self._room = room_for_peers(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._server_context = server
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
@@ -234,7 +236,11 @@ class Verifier:
         settings = self._settings
         beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
         http = self._http = PinnedHttp(
-            self._agents_context, timeout=settings.request_timeout, max_answer=MAX_ANSWER, beat=beat
+            self._agents_context,
+            timeout=settings.request_timeout,
+            max_answer=MAX_ANSWER,
+            most=self._room,
+            beat=beat,
         )
         rules = make_rules(settings)
         tracer = tracer_for("verifier", os.environ)
@@ -267,7 +273,7 @@ class Verifier:
             self._rows,
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
-            Limits(MAX_JOBS, 3 * settings.request_timeout + LATE_SECONDS),
+            Limits(min(MAX_JOBS, self._room), 3 * settings.request_timeout + LATE_SECONDS),
             channels=self._told(),
             beat=beat,
             may_start=lambda: ownership.open,

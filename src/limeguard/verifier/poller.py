@@ -34,7 +34,7 @@ from limeguard.verifier.challenge import NONCE_BYTES, QuoteRequest, ask
 from limeguard.verifier.fleet import Node
 from limeguard.verifier.lifecycle import Event
 from limeguard.verifier.supervision import Job
-from limeguard.web.answers import Unreachable
+from limeguard.web.answers import NoRoom, Unreachable
 from limeguard.wire import versions
 from limeguard.wire.agent_v2 import BadAnswer, QuoteAnswer, decode_boot_log
 
@@ -135,7 +135,7 @@ class Poller:
                 return Result(await self._deliver(node))
             return await self._round(node, partial=job is Job.PARTIAL_ROUND)
         except Unreachable as problem:
-            return Result(lifecycle.Unreachable(f"{problem.kind}: {problem.reason}"))
+            return Result(_unreached(problem))
         except AgentRefused as refused:
             return Result(await self._refused(node, refused))
         except NoBootPolicyError as missing:
@@ -270,9 +270,18 @@ class Poller:
         log.info("Agent %s API version bump detected, trying to update stored API version", clean(node.agent_id))
         try:
             offered = await self._agents.versions(node.address)
+        except NoRoom as full:
+            return _unreached(full)
         except (Unreachable, AgentRefused, BadAnswer) as problem:
             return lifecycle.Unreachable(f"the agent does not say which API versions it serves: {clean(problem)}")
         return lifecycle.VersionAnswered(versions.negotiate(versions.AGENT_VERSIONS, offered))
+
+
+def _unreached(problem: Unreachable) -> Event:
+    """Say whose fault it is that there is no answer."""
+    if isinstance(problem, NoRoom):
+        return lifecycle.OurFault(problem.reason)
+    return lifecycle.Unreachable(f"{problem.kind}: {problem.reason}")
 
 
 def _evidence(answer: QuoteAnswer) -> Evidence:

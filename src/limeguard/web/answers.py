@@ -18,6 +18,13 @@ class Unreachable(Exception):  # noqa: N818 - a fact about the peer
         self.reason = reason
 
 
+class NoRoom(Unreachable):
+    """This process may open no more connections: a fact about us, not about the peer."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("no_room", reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A complete HTTP answer, of whatever status."""

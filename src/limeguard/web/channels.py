@@ -56,6 +56,11 @@ class Channels:
         if beat is None:
             self._loop.add_reader(self._epoll.fileno(), self._look)
 
+    @property
+    def count(self) -> int:
+        """How many channels are open, or being opened."""
+        return len(self._open)
+
     def connect(self, family: int, address: Any, owner: Owner, *, secure: bool) -> "Channel":
         """Begin to connect; the owner hears how it ends. Raises OSError, ValueError."""
         channel = Channel(self, socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK), secure=secure)

@@ -6,6 +6,7 @@ bound for the answer, nothing is followed, kept or unpacked. Answers are read by
 """
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import ssl
@@ -16,7 +17,7 @@ from typing import Any, Final
 import httptools
 
 from limeguard.telemetry import clean, get_logger
-from limeguard.web.answers import Answer, Pin, Unreachable
+from limeguard.web.answers import Answer, NoRoom, Pin, Unreachable
 from limeguard.web.beat import Beat
 from limeguard.web.channel import Channel, Ended
 from limeguard.web.channels import Channels
@@ -26,6 +27,11 @@ log = get_logger("keylime.http")
 MAX_HEAD: Final = 65_536
 """Bytes of names and values of an answer's headers."""
 KEEPALIVE_SECONDS: Final = 30.0
+FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the system says when this process or machine can have no more sockets."""
+OTHER_FILES: Final = 128
+OTHER_PART: Final = 16
+"""Of the open files that there may be: what is kept for callers, the database and the log, at least and as a part."""
 SWEEPS: Final = 4
 """Looks at idle connections in the time for which they are kept."""
 _FIXED: Final = "User-Agent: limeguard\r\nAccept: */*\r\nAccept-Encoding: identity\r\n"
@@ -44,12 +50,15 @@ class PinnedHttp:
         timeout: float,
         max_answer: int,
         keepalive: float = KEEPALIVE_SECONDS,
+        most: int = 1 << 30,
         beat: Beat | None = None,
     ) -> None:
         """Bound each call to `timeout` seconds in all and `max_answer` bytes of body.
 
-        With `beat`, answers are looked at when it beats, many at once.
+        Of `most` connections that are open some are closed for each other one. With `beat`, answers are looked at when
+        it beats, many at once.
         """
+        self._most, self._said_full = most, False
         self._timeout = timeout
         self._max_answer = max_answer
         self._keepalive = keepalive
@@ -124,7 +133,7 @@ class PinnedHttp:
         for family, address in places:
             connection = _Connection(self._max_answer)
             try:
-                opened = connection.open(self._channels, family, address, secure=scheme == "https")
+                opened = self._open(connection, family, address, secure=scheme == "https")
                 await self._within(end, connection, opened)
             except ssl.SSLError as refused:
                 raise Unreachable("tls", clean(refused)) from refused
@@ -138,6 +147,40 @@ class PinnedHttp:
                 raise Unreachable("certificate", "the peer's certificate is not the registered one")
             return connection
         raise Unreachable("connect", clean(f"Cannot connect: {problem}")) from problem
+
+    def _open(self, connection: "_Connection", family: int, address: Any, *, secure: bool) -> "asyncio.Future[None]":
+        """Begin to connect, in place of others where there is no room. Raises NoRoom, OSError, ValueError."""
+        while self._channels.count >= self._most and self._close_one():
+            pass
+        while True:
+            try:
+                return connection.open(self._channels, family, address, secure=secure)
+            except OSError as problem:
+                if problem.errno not in FULL:
+                    raise
+                if not self._close_one():
+                    raise NoRoom(clean(f"Cannot connect: {problem}")) from problem
+
+    def _close_one(self) -> bool:
+        """Close the idle connection that was used last; False when there is none.
+
+        Peers are asked in turn, so those that wait longest are needed next: if these were closed, no peer would have a
+        connection when its turn comes, however few there are too many.
+        """
+        if not self._idle:
+            return False
+        if not self._said_full:
+            self._said_full = True
+            log.warning(
+                "No more than %d connections to peers can stay open, some are made anew each time; "
+                "a higher limit of open files (LimitNOFILE) ends that",
+                self._channels.count,
+            )
+        key, connections = self._idle.popitem()
+        connections.pop().abort()
+        if connections:
+            self._idle[key] = connections
+        return True
 
     async def _resolved(self, place: str) -> list[tuple[int, Any]]:
         """Return the addresses of host and port. Raises OSError, ValueError."""
@@ -224,6 +267,11 @@ class PinnedHttp:
         for connection in list(self._busy):
             connection.lost(Ended())
         await asyncio.sleep(0)
+
+
+def room_for_peers(files: int) -> int:
+    """Return how many connections to peers fit into a limit of open files and leave a part for all else."""
+    return files - max(OTHER_FILES, files // OTHER_PART) if files > 2 * OTHER_FILES else files // 2
 
 
 class _StaleError(Exception):
