@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import json
+import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,36 @@ async def test_a_worker_that_dies_is_replaced_and_one_that_comes_gets_its_share(
         assert (await newcomer.view(agents[0]))["condition"] == "distrusted"
         for agent in agents[1:]:
             await newcomer.reaches(agent, "trusted", rounds=counts[agent.agent_id] + 4)
+
+
+async def test_who_follows_a_dead_worker_does_not_repeat_questions_that_it_asked_just_before(
+    tmp_path: Path, authority: Authority
+) -> None:
+    # What the dead one knew of its last rounds was not written yet.
+    shared: dict[str, Any] = {
+        "timing": replace(QUICK, lease=0.6, beat=0.1),
+        "trust_lifetime": 30.0,
+        "quote_interval": 2.0,
+    }
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(running_verifier(tmp_path, authority, **shared))
+        agents = await agents_of(first, 8)
+        for agent in agents:
+            await first.enrol(agent)
+        while min(agent.quotes for agent in agents) < 2:
+            await asyncio.sleep(0.01)
+        await die(first)
+        died, asked = time.monotonic(), {agent.agent_id: agent.quotes for agent in agents}
+        await stack.enter_async_context(running_verifier(tmp_path, authority, **shared))
+        waiting = {agent.agent_id: agent for agent in agents}
+        pauses = []
+        while waiting:
+            await asyncio.sleep(0.01)
+            for agent in list(waiting.values()):
+                if agent.quotes > asked[agent.agent_id]:
+                    pauses.append(time.monotonic() - died)
+                    del waiting[agent.agent_id]
+        assert 1.0 <= min(pauses) <= max(pauses) < 6.0
 
 
 # trust: fail-closed

@@ -23,6 +23,7 @@ from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.enrolment import parse_ak, quoting_logs
 from limeguard.verifier.fleet import Node
+from limeguard.verifier.from_settings import MAX_GATHER_SECONDS
 from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.supervision import Phase
 from limeguard.web.answers import Pin
@@ -225,8 +226,11 @@ class Holdings:
     async def _take_up(self, record: NodeRecord) -> None:
         interval = self._engine.rules.quote_interval
         # Its last owner asked it a moment ago, or a while: it is asked when its time comes, and no earlier.
-        delay = min(max(record.state.last_received_quote + interval - self._now(), 0.0), interval)
+        ago = self._now() - record.state.last_received_quote
+        delay = min(max(interval - ago, 0.0), interval)
         spread = 0.0 if delay else min(interval, TAKE_UP_SPREAD)
+        if interval <= ago < interval + MAX_GATHER_SECONDS:
+            delay = min(interval / 2, TAKE_UP_SPREAD)  # or just now: one that died has not written its last rounds
         if record.state.phase == Phase.START and record.state.integrity == Integrity.UNKNOWN:
             delay = 0.0  # enrolled or reactivated: an operator waits for it
         try:
