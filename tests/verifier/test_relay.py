@@ -192,6 +192,26 @@ async def test_an_owner_that_does_not_answer_in_time_is_given_up(folder: Path, m
     await two.stop()
 
 
+async def test_many_at_once_wait_for_their_turn(folder: Path) -> None:
+    # trust: bounded
+    running, most = 0, 0
+
+    async def slow(_incoming: Incoming) -> Response:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return Response(200, b"")
+
+    two = await sibling(folder, [], slow)
+    handler = made(folder, Table()).at_owner(own)
+    answers = await asyncio.gather(*(handler(request()) for _ in range(4 * module.MAX_RELAYED)))
+    assert {answer.status for answer in answers} == {200}
+    assert most <= module.MAX_RELAYED
+    await two.stop()
+
+
 async def test_a_new_owner_is_found_after_the_old_one_did_not_answer(folder: Path) -> None:
     table, heard = Table(), list[Incoming]()
     table.owner = "gone"

@@ -29,7 +29,9 @@ OWNERS_SECONDS: Final = 1.0
 TAKEN_UP_SECONDS: Final = 1.0
 TAKEN_UP_PAUSE: Final = 0.05
 MAX_RELAYED: Final = 64
-"""Requests that are handed on at a time, and that are taken from siblings at a time."""
+"""Requests that are handed on at a time; others wait for their turn as long as they may take."""
+MAX_TAKEN: Final = 1024
+"""Requests that are taken from all siblings at a time."""
 MAX_HEAD: Final = 64 * 1024
 MAX_ANSWER: Final = 64 * 1024 * 1024
 ENDS_ROUND: Final = "PATCH"
@@ -141,10 +143,10 @@ class Relay:
 
     async def _hand_on(self, agent_id: str, request: Request) -> Response:
         owner = await self._owner(agent_id)
-        if self._folder is None or owner is None or owner == self._worker or self._sending.locked():
+        if self._folder is None or owner is None or owner == self._worker:
             raise NotHereError(agent_id)
         try:
-            async with self._sending, asyncio.timeout(RELAY_SECONDS):
+            async with asyncio.timeout(RELAY_SECONDS), self._sending:
                 answer = await _asked(_socket(self._folder, owner), request)
         except _TROUBLE as problem:
             self._known = (float("-inf"), {})
@@ -168,7 +170,7 @@ class Relay:
             return
 
         async def taken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if self._taking >= MAX_RELAYED:
+            if self._taking >= MAX_TAKEN:
                 writer.close()
                 return
             self._taking += 1
