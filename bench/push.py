@@ -343,7 +343,7 @@ def row(name: str, plan: Plan, seen: Seen) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=200)
+    parser.add_argument("--nodes", type=int, default=1_000)
     parser.add_argument("--peer-nodes", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--interval", type=int, default=2)
