@@ -12,24 +12,27 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from limeguard.store.database import Database, uncancelled
+from limeguard.store.database import ANNOUNCED, Database, uncancelled
 from limeguard.store.schema_verifier import boot_policies, changes, leases, runtime_policies, workers
 from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime.verifier")
 
 CHANNEL: Final = "limeguard"
-"""Where PostgreSQL calls those who listen; the message is the verifier id."""
+"""Where PostgreSQL calls those who listen; the message is the verifier id, or `ALL`."""
+ALL: Final = ""
 LISTEN_PAUSE: Final = 2.0
 """Seconds between tries to listen while the database is away."""
 MANY: Final = 1000
 """Changes that are taken up at a time."""
 
 
-async def announce(connection: AsyncConnection, verifier_id: str) -> None:
-    """Call the workers of a verifier id when this transaction is committed; other databases are looked at instead."""
+async def announce(connection: AsyncConnection, verifier_id: str = ALL) -> None:
+    """Call the workers of a verifier id when this transaction is committed; by other databases only those nearby."""
     if connection.dialect.name == "postgresql":
         await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, verifier_id)))
+    else:
+        connection.info[ANNOUNCED] = True
 
 
 async def insert_change(connection: AsyncConnection, verifier_id: str, agent_id: str, partition: int) -> int:
@@ -134,7 +137,7 @@ class Ear:
             ended = asyncio.Event()
 
             def on_call(_connection: object, _pid: int, _channel: str, message: str) -> None:
-                if message == self._verifier_id:
+                if message in {ALL, self._verifier_id}:
                     self._called()
 
             driver.add_termination_listener(lambda _connection: ended.set())

@@ -53,6 +53,10 @@ _MIGRATION_NAME = "limeguard"
 _MIGRATION_SECONDS = 60
 
 
+ANNOUNCED: Final = "limeguard_announced"
+"""In `info` of a connection: the running transaction holds something that others should look at."""
+
+
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the world
     """The database cannot be used now; nothing of the transaction was kept."""
 
@@ -139,6 +143,8 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5, overflow: int = 10) -> None:
         """Prepare the engine; nothing is opened yet. Raises UnknownDatabaseError."""
         self.url = async_url(url)
+        self.on_announced: Callable[[], None] = lambda: None
+        """Called when something was committed that others should look at, where the database does not call them."""
         self.dialect = self.url.get_backend_name()
         # SQLite has one writer at a time and lets others sleep and try again: in this process they queue instead.
         self._one_writer: AbstractAsyncContextManager[None] = (
@@ -174,8 +180,11 @@ class Database:
         with _faults():
             async with self.engine.connect() as raw:
                 connection = await raw.execution_options(limeguard_write=True)
+                connection.info.pop(ANNOUNCED, None)
                 async with connection.begin():
                     yield connection
+                if connection.info.pop(ANNOUNCED, False):
+                    self.on_announced()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:

@@ -4,9 +4,11 @@ A commit waits for the disk, so that one commit for each row would bound enrolme
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from limeguard.store.database import Conflict, Database, StoreUnavailable
 
@@ -16,16 +18,18 @@ MAX_ROWS: Final = 500
 Row = dict[str, Any]
 Beside = tuple[sa.Table, Row]
 """A row of another table that goes in with the first, or not at all."""
+Also = Callable[[AsyncConnection], Awaitable[None]]
 Waiting = tuple[Row, Beside | None, asyncio.Future[None]]
 
 
 class GroupInsert:
     """Inserts into one table. Each caller hears only of its own row."""
 
-    def __init__(self, database: Database, table: sa.Table) -> None:
-        """Insert into `table`."""
+    def __init__(self, database: Database, table: sa.Table, also: Also | None = None) -> None:
+        """Insert into `table`; `also` is done in transactions with rows of other tables."""
         self._database = database
         self._table = table
+        self._also = also
         self._waiting: list[Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -72,6 +76,8 @@ class GroupInsert:
             await connection.execute(self._table.insert(), [row for row, _, _ in batch])
             for table, rows in others.items():
                 await connection.execute(table.insert(), rows)
+            if others and self._also is not None:
+                await self._also(connection)
 
 
 def _settle(batch: list[Waiting], problem: Exception | None) -> None:

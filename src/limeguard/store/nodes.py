@@ -6,7 +6,6 @@ writes them holds the lease fast and compares it, so that a worker which lost it
 no lease: they move the number on, and the owner hears of it. Knows rows and SQL; must not know what the states mean.
 """
 
-import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from limeguard.appraisal.verdict import Reachability
 from limeguard.store.changes import announce, insert_change
-from limeguard.store.database import Database, StoreUnavailable, uncancelled
+from limeguard.store.database import Database, uncancelled
 from limeguard.store.group_insert import GroupInsert
 from limeguard.store.node_record import Address, NodeRecord, NodeState, partition_of
 from limeguard.store.node_rows import READ, UPDATE, enrolled_row, readable, record_of, state_row, update_row
@@ -48,7 +47,7 @@ class Nodes:
         self._database = database
         self._verifier_id = verifier_id
         self._worker = worker
-        self._inserts = GroupInsert(database, nodes)
+        self._inserts = GroupInsert(database, nodes, lambda connection: announce(connection, verifier_id))
 
     async def load_all(self) -> list[NodeRecord]:
         """Return every node of this verifier."""
@@ -137,10 +136,6 @@ class Nodes:
         }
         line = {"verifier_id": self._verifier_id, "partition": row["partition"], "agent_id": enrolled.agent_id}
         await self._inserts.add(row, (changes, line) if tell else None)
-        if tell and self._database.dialect == "postgresql":
-            with contextlib.suppress(StoreUnavailable):  # who is not called finds the line a little later
-                async with self._database.transaction() as connection:
-                    await announce(connection, self._verifier_id)
 
     @uncancelled
     async def tell(self, agent_id: str) -> int:

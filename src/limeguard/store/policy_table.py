@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import sqlalchemy as sa
 
+from limeguard.store.changes import announce
 from limeguard.store.database import Database
 from limeguard.store.schema_verifier import nodes
 
@@ -60,11 +61,13 @@ class PolicyTable(Generic[RowT]):
         """Insert a policy. Raises Conflict when the name is taken."""
         async with self._database.transaction() as connection:
             await connection.execute(self._table.insert().values(**_values(policy)))
+            await announce(connection)
 
     async def replace(self, policy: RowT) -> bool:
         """Replace a policy; False when there is none of that name."""
         statement = self._table.update().where(self._table.c.name == policy.name).values(**_values(policy))
         async with self._database.transaction() as connection:
+            await announce(connection)
             return (await connection.execute(statement)).rowcount > 0
 
     async def delete(self, name: str) -> str | bool:
@@ -75,6 +78,7 @@ class PolicyTable(Generic[RowT]):
             if user is not None:
                 return str(user)
             statement = self._table.delete().where(self._table.c.name == name)
+            await announce(connection)
             return (await connection.execute(statement)).rowcount > 0
 
 

@@ -27,6 +27,7 @@ from limeguard.telemetry import get_logger
 from limeguard.telemetry.spans import tracer_for
 from limeguard.verifier import memory
 from limeguard.verifier.addressees import Everybody
+from limeguard.verifier.bell import Bell
 from limeguard.verifier.boot_policies import BootPolicyShelf
 from limeguard.verifier.crew import Member
 from limeguard.verifier.engine import Engine, Limits, Performer, shuffled
@@ -181,6 +182,7 @@ class Verifier:
         self.writer: Writer | None = None
         self._attesting: _Push | None = None
         self._relay: Relay | None = None
+        self._bell: Bell | None = None
 
     @property
     def port(self) -> int:
@@ -198,7 +200,8 @@ class Verifier:
             leases, changes, crew=member.of, timing=self._timing, opened=self._opened
         )
         ear = Ear(self._database, settings.uuid, ownership.call)
-        ownership.listening = lambda: ear.listening
+        bell = self._bell = self._hung(ownership)
+        ownership.listening = lambda: ear.listening or (bell is not None and ownership.live <= member.of)
         fleet = Fleet(late_after=LATE_SECONDS, jitter=shuffled)
         shelf = PolicyShelf(RuntimePolicies(self._database), make_signers(settings))
         boot_shelf = BootPolicyShelf(BootPolicies(self._database), settings.measured_boot_policy_name)
@@ -321,6 +324,14 @@ class Verifier:
 
         return own
 
+    def _hung(self, ownership: Ownership) -> Bell | None:
+        """Let workers of one crew call each other. Workers of other crews are not heard that way."""
+        if self._member.folder is None:
+            return None
+        bell = Bell(self._member.folder, self._member.number, self._member.of, ownership.call)
+        self._database.on_announced = bell.ring
+        return bell
+
     def _opened(self) -> None:
         if self.engine is not None:
             self.engine.wake()
@@ -388,6 +399,15 @@ class Verifier:
             async with asyncio.timeout(FINAL_FLUSH_SECONDS):
                 await self._ownership.hand_over(lambda partition: partition not in busy)
 
+    async def _leave(self) -> None:
+        """Give back what is held and say so, then leave the other workers."""
+        if self._ownership is not None:
+            await self._ownership.leave()
+        if self._bell is not None:
+            self._bell.close()
+        if self._siblings is not None:
+            await self._siblings.stop()
+
     async def _write_push(self) -> None:
         """Write what is kept of nodes that attest by themselves."""
         for part in () if self._attesting is None else (self._attesting.sessions, self._attesting.records):
@@ -412,10 +432,7 @@ class Verifier:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._write_push()
-        if self._ownership is not None:
-            await self._ownership.leave()
-        if self._siblings is not None:
-            await self._siblings.stop()
+        await self._leave()
         for client in (self._http, self._webhook):
             if client is not None:
                 await client.close()

@@ -31,6 +31,8 @@ RECONCILE_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 0.5
 CALL_PAUSE: Final = 0.005
 """Seconds between a call and the look that follows: several calls are one look."""
+CALLS_PAUSE: Final = 0.05
+"""Seconds between looks while calls come one after the other."""
 START_SECONDS: Final = 3.0
 """So long after its start a worker counts its crew as alive, seen or not: the first shall not take all."""
 
@@ -204,6 +206,7 @@ class Ownership:
         self._patient_until = float("-inf")
         self._beat_due = clock()
         self._look_due = clock()
+        self._looked_at = float("-inf")
         self._reconcile_due = clock() + RECONCILE_SECONDS
         self._policies: float | None = None
         self._wake = asyncio.Event()
@@ -312,7 +315,8 @@ class Ownership:
     async def _pause(self) -> None:
         if self._called:
             self._called = False
-            self._look_due = min(self._look_due, self._clock() + CALL_PAUSE)
+            soon = max(self._clock() + CALL_PAUSE, self._looked_at + CALLS_PAUSE)
+            self._look_due = min(self._look_due, soon)
         self._wake.clear()
         seconds = min(self._beat_due, self._look_due) - self._clock()
         if seconds <= 0:
@@ -328,7 +332,7 @@ class Ownership:
         if now >= self._beat_due:
             await self.beat()
         if now >= self._look_due:
-            self._look_due = now + self._look_pause()
+            self._look_due, self._looked_at = now + self._look_pause(), now
             await self._look()
         if now >= self._reconcile_due and self._moving is None and self._keeper is not None and self.open:
             self._reconcile_due = now + RECONCILE_SECONDS
