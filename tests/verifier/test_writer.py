@@ -109,6 +109,29 @@ async def test_a_change_of_trust_does_not_wait_for_company(desk: Desk, monkeypat
     assert desk.rows.batches[0] == ["urgent"]
 
 
+async def test_many_changes_of_trust_leave_what_can_wait_its_time_and_no_longer(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GAP_SECONDS", 0.01)
+    writer = Writer(desk.rows, desk.refused.append, gather=0.4)
+    task = asyncio.create_task(writer.run())
+    calm = {f"calm{number}" for number in range(5)}
+    began = asyncio.get_running_loop().time()
+    for name in calm:
+        writer.save(make_node(name))
+    at: dict[str, float] = {}
+    for number in range(40):
+        await writer.save_now(make_node(f"failed{number}"))
+        for batch in desk.rows.batches:
+            for name in batch:
+                at.setdefault(name, asyncio.get_running_loop().time() - began)
+        await asyncio.sleep(0.015)
+    written = [name for batch in desk.rows.batches for name in batch]
+    assert sorted(name for name in written if name in calm) == sorted(calm), "each once"
+    assert all(0.35 < at[name] < 1.0 for name in calm)
+    task.cancel()
+
+
 async def test_trust_is_not_visible_before_it_is_written(desk: Desk) -> None:
     # trust: fail-closed
     node = make_node()

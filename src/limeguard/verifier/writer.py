@@ -80,6 +80,7 @@ class Writer:
         self._store = store
         self._on_refused = on_refused
         self._waiting: dict[str, Node] = {}
+        self._waits_since: float | None = None
         self._urgent: dict[str, Node] = {}
         self._committed: dict[str, list[asyncio.Future[bool]]] = {}
         self._wake = asyncio.Event()
@@ -103,6 +104,8 @@ class Writer:
         """Have the node's state written with the next batch."""
         if node.agent_id not in self._urgent:
             self._waiting[node.agent_id] = node
+            if self._waits_since is None:
+                self._waits_since = time.monotonic()
         self._wake.set()
 
     def save_now(self, node: Node) -> asyncio.Future[bool]:
@@ -129,20 +132,27 @@ class Writer:
         while True:
             await self._wake.wait()
             try:
-                if not self._urgent:
-                    await self._gather()
+                await self._gather()
                 await self._let_pass()
-                await self.flush()
+                await self.flush(gathering=self._left() > 0)
             except Exception:
                 log.exception("Error while writing results of rounds")
                 self._failed += 1
             if self._failed:
                 await asyncio.sleep(RETRY_SECONDS[min(self._failed, len(RETRY_SECONDS)) - 1])
 
+    def _left(self) -> float:
+        """Return for how many seconds what can wait may wait on."""
+        now = time.monotonic()
+        return self._gather_seconds if self._waits_since is None else self._waits_since + self._gather_seconds - now
+
     async def _gather(self) -> None:
+        """Wait until trust changes, or what can wait has waited long enough."""
         self._hurry.clear()
+        if self._urgent:
+            return
         try:
-            async with asyncio.timeout(self._gather_seconds):
+            async with asyncio.timeout(max(self._left(), 0.0)):
                 await self._hurry.wait()
         except TimeoutError:
             return
@@ -153,17 +163,24 @@ class Writer:
         if left > 0:
             await asyncio.sleep(left)
 
-    async def flush(self) -> bool:
-        """Write what is waiting, changes of trust first; False when the database could not take it."""
+    async def flush(self, *, gathering: bool = False) -> bool:
+        """Write changes of trust, then, unless `gathering`, what else there is; False when the database takes nothing.
+
+        Many nodes that fail one after the other do not have the results of all others written each time.
+        """
         async with self._lock:
             self._wake.clear()
             self._hurry.clear()
-            while self._urgent or self._waiting:
+            while self._urgent or (self._waiting and not gathering):
                 queue = self._urgent or self._waiting
                 batch = [queue[agent_id] for agent_id in list(queue)[:MAX_BATCH]]
                 if not await self._write(batch):
                     self._wake.set()
                     return False
+            if self._waiting:
+                self._wake.set()
+            else:
+                self._waits_since = None
             return True
 
     async def _write(self, batch: list[Node]) -> bool:
