@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from limeguard.appraisal.findings import IMA_ABSENT, IMA_ENTRY_NUMBER, IMA_LINE, IMA_MORE, Finding
 from limeguard.appraisal.ima.entries import TENANT_KEYRING, Rules
 from limeguard.appraisal.ima.history import NO_IMA, ImaHistory
-from limeguard.appraisal.ima.measurements import appraise_list, split_lines
+from limeguard.appraisal.ima.measurements import appraise_list, nothing_new, split_lines
 from limeguard.appraisal.ima.memo import LineMemo
 from limeguard.evidence.tpm.quote import QuotedPcrs
 from limeguard.policy.keyring import Keyring
@@ -90,6 +90,8 @@ def _same_devices(expected: RuntimeExpected, history: ImaHistory) -> bool:
 def _entries(
     text: str, value: bytes, quoted: QuotedPcrs, expected: RuntimeExpected, rules: Rules, history: ImaHistory
 ) -> RuntimeVerdict:
+    if not text and (unchanged := nothing_new(history, value, rules)) is not None:
+        return RuntimeVerdict((), unchanged)
     try:
         lines = split_lines(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:

@@ -7,16 +7,19 @@ from binascii import unhexlify
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.appraisal.ima.test_devices import policy as device_policy
 from tests.fakes.soft_ima import SoftKernel, policy_for
 
 from limeguard.appraisal.ima.batches import clean_batch, clean_line
+from limeguard.appraisal.ima.devices import NO_DEVICES, DeviceStates
 from limeguard.appraisal.ima.entries import Rules, judge
-from limeguard.appraisal.ima.measurements import appraise_list, split_lines
+from limeguard.appraisal.ima.history import ImaHistory
+from limeguard.appraisal.ima.measurements import appraise_list, nothing_new, split_lines
 from limeguard.crypto.hashes import SHA1, SHA256
 from limeguard.evidence.ima.measurement_list import fits, parse_binary, parse_line
 from limeguard.evidence.reader import MalformedEvidence
 from limeguard.policy.excludes import compile_excludes
-from limeguard.policy.runtime import compile_document
+from limeguard.policy.runtime import RuntimePolicy, compile_document
 from limeguard.simulator.machine import digest_of
 from limeguard.simulator.softtpm import SoftNode
 
@@ -174,3 +177,30 @@ def test_a_hostile_list_costs_no_more_than_its_first_findings() -> None:
     assert len(result.findings) == 1_000
     assert result.more
     assert result.history.next_entry == 0
+
+
+DEVICE_POLICY = device_policy()
+VALUES = [bytes(32), b"\1" * 32, b"\2" * 32]
+histories = st.builds(
+    ImaHistory,
+    next_entry=st.integers(0, 3),
+    pcr=st.sampled_from([None, *VALUES]),
+    progress=st.one_of(st.none(), st.sampled_from([(0, 0), (3, 3), (2, 5)])),
+    devices=st.sampled_from([NO_DEVICES, DeviceStates("other", {})]),
+)
+
+
+@given(histories, st.sampled_from(VALUES), st.sampled_from([None, POLICY, DEVICE_POLICY]))
+@settings(max_examples=400, deadline=None)
+def test_an_answer_without_lines_comes_to_what_the_judge_says_of_it(
+    history: ImaHistory, quoted: bytes, policy: RuntimePolicy | None
+) -> None:
+    # trust: fail-closed
+    judged = appraise_list([], bank=SHA256, rules=Rules(policy), quoted=quoted, history=history, keyrings={})
+    short = nothing_new(history, quoted, Rules(policy))
+    if short is not None:
+        assert history.next_entry
+        assert not judged.findings
+        assert short == judged.history
+    elif policy is POLICY and history.next_entry:
+        assert judged.findings or judged.history.pcr != history.pcr

@@ -6,7 +6,7 @@ counted from them. What one evaluation hands to the next is `ImaHistory`; nothin
 
 from binascii import unhexlify
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, cast
 
@@ -31,6 +31,7 @@ MAX_SEARCHED: Final = 50
 MAX_LEARNED: Final = 1_000
 """Keys that one node may teach; a kernel's keyrings hold a handful."""
 _VIOLATION: Final = b"\xff"
+_NO_LINES: Final = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,19 @@ def appraise_list(
     run = _Run(lines, bank, rules, quoted, history, keyrings, {} if known is None else known)
     run.replay()
     return run.conclude()
+
+
+def nothing_new(history: ImaHistory, quoted: bytes, rules: Rules) -> ImaHistory | None:
+    """Return what the next round starts from after a list without lines that leads to the quoted PCR 10, else None.
+
+    This is what nearly every answer says: `appraise_list` would come to the same, at several times the cost. None, too,
+    where device-mapper events are judged: devices may be missing although nothing is new.
+    """
+    if not history.next_entry or history.pcr != quoted or rules.policy is None or rules.policy.devices is not None:
+        return None
+    if history.progress == _NO_LINES and history.devices is NO_DEVICES:
+        return history
+    return replace(history, progress=_NO_LINES, devices=NO_DEVICES)
 
 
 def appraise_entries(
