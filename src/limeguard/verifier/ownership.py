@@ -477,8 +477,8 @@ class Ownership:
         if self._keeper is None:
             return
         if seen.policies != self._policies:
-            self._policies = seen.policies
             await self._keeper.policies_changed()
+            self._policies = seen.policies  # not before: the database may have been away in between
         if seen.changed and self.open:
             await self._hear()
 

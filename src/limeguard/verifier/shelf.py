@@ -14,8 +14,8 @@ from limeguard.telemetry import clean, get_logger
 
 log = get_logger("keylime.verifier")
 
-REFRESH_SECONDS: Final = 2.0
-"""How often the table is looked at for policies that another process replaced."""
+REFRESH_SECONDS: Final = 30.0
+"""How often texts and table are compared, should it ever have been missed that another process replaced one."""
 
 
 class StoredText(Protocol):

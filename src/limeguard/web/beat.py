@@ -31,8 +31,10 @@ class Beat:
 
     def call_after(self, delay: float, function: Callable[[], None]) -> None:
         """Call `function` once, at the first beat that is `delay` seconds away; of two wishes the earlier counts."""
-        beat = max(math.ceil((time.monotonic() + delay) / self.period), self._last + 1)
         wanted = self._wanted.get(function)
+        if wanted is not None and wanted <= self._last + 1:
+            return  # no beat is earlier than that: what most wishes of a busy moment find
+        beat = max(math.ceil((time.monotonic() + delay) / self.period), self._last + 1)
         if wanted is None or beat < wanted:
             self._wanted[function] = beat
             self._arm(beat)

@@ -175,8 +175,12 @@ def identity_path(version: str, nonce: str) -> str:
 
 def integrity_path(version: str, nonce: str, mask: str, *, partial: bool, ima_entry: int) -> str:
     """Return path and query of the integrity quote; `partial` leaves the transport key out, `mask` is hex text."""
-    query = f"nonce={quote(nonce)}&mask={quote(mask)}&partial={int(partial)}&ima_ml_entry={ima_entry}"
+    query = f"nonce={_quoted(nonce)}&mask={_quoted(mask)}&partial={int(partial)}&ima_ml_entry={ima_entry}"
     return f"/v{version}/quotes/integrity?{query}"
+
+
+def _quoted(text: str) -> str:
+    return text if text.isascii() and text.isalnum() else quote(text)
 
 
 def verify_path(version: str, challenge: str) -> str:
