@@ -71,9 +71,9 @@ MAX_JOBS: Final = 2048
 """Requests to agents at once. Agents that hang must be many before others have to wait."""
 LATE_SECONDS: Final = 1.0
 """A round that starts so much past its time is counted as late."""
-BEATS: Final = 40
+BEATS: Final = 20
 """Beats in one interval: rounds begin, and answers are looked at, many for one wake-up."""
-MAX_BEAT_SECONDS: Final = 0.05
+MAX_BEAT_SECONDS: Final = 0.1
 MAX_WEBHOOK_ANSWER: Final = 1 << 20
 PUSH: Final = "push"
 MIN_NOTICE_PAUSE: Final = 0.5

@@ -391,7 +391,7 @@ class Engine:
     async def _work(self, node: Node, job: Job) -> None:
         """Do one job and step the node, whatever happens on the way."""
         generation = node.generation
-        node.began, node.begun = self._clock(), True
+        node.begun = True
         self.fleet.counters.rounds += 1
         try:
             try:

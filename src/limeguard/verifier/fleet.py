@@ -218,10 +218,11 @@ class Fleet:
         # Counted first: a fault in here leaves the node due.
         self.counters.began_late(now - due)
         node = heapq.heappop(self._heap)[2]
-        node.due, node.overdue = None, 0.0
+        # One that waited for no more than a beat began when its time came, so that such waits do not add up.
+        node.due, node.overdue, node.began = None, 0.0, due
         if now - due > self._late_after:
             self.counters.late_rounds += 1
-            node.overdue = now - due
+            node.overdue, node.began = now - due, now
         return node
 
     def overdue(self, now: float) -> int:
