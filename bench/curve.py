@@ -237,7 +237,7 @@ def parsed() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1_000, 5_000, 20_000])
     parser.add_argument("--rate", type=float, default=800.0, help="rounds a second that every fleet is asked")
-    parser.add_argument("--cold", type=int, default=1_000, help="nodes of the fleet whose connections are not kept")
+    parser.add_argument("--cold", type=int, default=5_000, help="nodes of the fleet whose connections are not kept")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long is measured at least")
     parser.add_argument("--write", action="store_true", help="put the results into docs/how-to/sizing.md")
     return parser.parse_args()
