@@ -1,4 +1,4 @@
-"""Half of a fleet fails in the same second: what that costs the verifier, and whether everybody is told in time.
+"""Many machines of a fleet fail in the same second: what that costs the verifier, and whether everybody is told in time.
 
 A verifier process attests simulated machines; notices go to a webhook of this program. The CPU of the verifier is
 compared between the seconds before the failure and the seconds with it, the lateness of the healthy machines is shown,
@@ -134,9 +134,9 @@ def show(options: argparse.Namespace, seen: Seen) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=2_000)
+    parser.add_argument("--nodes", type=int, default=5_000)
     parser.add_argument("--failures", type=int, default=1_000)
-    parser.add_argument("--interval", type=float, default=4.0)
+    parser.add_argument("--interval", type=float, default=2.0)
     parser.add_argument("--before", type=float, default=8.0, help="seconds of normal rounds")
     parser.add_argument("--after", type=float, default=12.0, help="seconds from the failure on")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds that notices may take after that")

@@ -198,12 +198,13 @@ class Database:
 
         Several may do so at once, in this process and in others: the first works, the others find it done.
         """
-        async with self.reading() as connection:
-            if await connection.run_sync(_is_newest, component):
-                return
         while not _ONE_MIGRATION.acquire(blocking=False):  # noqa: ASYNC110 - the other may be of another event loop
             await asyncio.sleep(0.01)
         try:
+            # One after the other from the first connection on: two cannot turn a new SQLite file's journal at a time.
+            async with self.reading() as connection:
+                if await connection.run_sync(_is_newest, component):
+                    return
             async with self._migration_turn(), self.transaction() as connection:
                 if self.dialect == "postgresql":
                     await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
