@@ -1,4 +1,4 @@
-"""Many machines of a fleet fail in the same second: what that costs the verifier, and whether everybody is told in time.
+"""Many machines fail in the same second: what that costs the verifier, and whether everybody is told in time.
 
 A verifier process attests simulated machines; notices go to a webhook of this program. The CPU of the verifier is
 compared between the seconds before the failure and the seconds with it, the lateness of the healthy machines is shown,

@@ -166,7 +166,6 @@ class Verifier:
         self._servers_context = servers
         self._settings = settings
         self._agents_context = agents
-        self._room = room_for_peers(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._server_context = server
         pool_size, overflow = settings.database_pool_sz_ovfl
         self._database = Database(settings.database, pool_size=pool_size, overflow=overflow)
@@ -238,11 +237,12 @@ class Verifier:
         """Put together what asks nodes, judges them, writes what came of it and tells of it."""
         settings = self._settings
         beat = Beat(min(MAX_BEAT_SECONDS, settings.quote_interval / BEATS))
+        room = room_for_peers(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         http = self._http = PinnedHttp(
             self._agents_context,
             timeout=settings.request_timeout,
             max_answer=MAX_ANSWER,
-            most=self._room,
+            most=room,
             beat=beat,
         )
         rules = make_rules(settings)
@@ -276,7 +276,7 @@ class Verifier:
             self._rows,
             rules,
             # One job asks three times at most: twice for a quote, when a machine was started again, and for versions.
-            Limits(min(MAX_JOBS, self._room), 3 * settings.request_timeout + LATE_SECONDS),
+            Limits(min(MAX_JOBS, room), 3 * settings.request_timeout + LATE_SECONDS),
             channels=self._told(),
             beat=beat,
             may_start=lambda: ownership.open,

@@ -29,7 +29,8 @@ class Node:
     waits for its commit: nobody hears of trust that the database does not hold.
 
     `stored` is the state that the database holds. `job` is what the timer is for, `busy` says that it is being done,
-    `began` is when the last one began, `begun` whether the running one has, which its task says itself.
+    `began` is when the last one was due, or began where that was late, `begun` whether the running one has, which its
+    task says itself.
     `generation` counts the words of operators: what a job from before the last one brings back is dropped. `abandoned`
     says that the running job was cancelled for such a word, `late` that it was for taking too long.
     `notices` go into the outbox with the next write. `boot_log_length` is that of the last boot log, as it was sent.

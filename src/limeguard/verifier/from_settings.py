@@ -1,7 +1,6 @@
 """What the settings mean for the parts of a verifier: rules, limits of sessions, who may sign policies."""
 
 from pathlib import Path
-from typing import Final
 
 from limeguard.policy.dsse import load_signer
 from limeguard.policy.severity import parse_severity
@@ -9,9 +8,7 @@ from limeguard.verifier.policies import Signers
 from limeguard.verifier.push.sessions import SessionRules
 from limeguard.verifier.settings import VerifierSettings
 from limeguard.verifier.supervision import Rules, default_trust_lifetime
-from limeguard.verifier.writer import BATCH_SECONDS
-
-MAX_GATHER_SECONDS: Final = 5.0
+from limeguard.verifier.writer import BATCH_SECONDS, MAX_GATHER_SECONDS
 
 
 def make_rules(settings: VerifierSettings) -> Rules:

@@ -23,9 +23,9 @@ from limeguard.verifier import lifecycle
 from limeguard.verifier.engine import Engine
 from limeguard.verifier.enrolment import parse_ak, quoting_logs
 from limeguard.verifier.fleet import Node
-from limeguard.verifier.from_settings import MAX_GATHER_SECONDS
 from limeguard.verifier.policy_desk import PolicyDesk
 from limeguard.verifier.supervision import Phase
+from limeguard.verifier.writer import MAX_GATHER_SECONDS
 from limeguard.web.answers import Pin
 
 log = get_logger("keylime.verifier")

@@ -24,6 +24,8 @@ log = get_logger("keylime.verifier")
 BATCH_SECONDS = 1.0
 """Results of rounds wait at most this long for company by default. What readers decide by never waits (`save_now`);
 what a crash loses of the rest is a count, and how far a log was read: the next round reads that part again."""
+MAX_GATHER_SECONDS = 5.0
+"""Results of rounds never wait longer, however long trust lasts: so much a worker that dies has not told."""
 GAP_SECONDS = 0.1
 """Between two transactions, even for changes of trust: the first is written at once, those that follow it in numbers,
 when many nodes fail together, a moment later and together. In memory distrust counts at once in any case."""
